@@ -1,0 +1,79 @@
+"""BatchNorm whose statistics are a stated choice: over the whole batch, or over groups of it."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bionets_jax.layers.conv import Initializer
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation over all axes but the last, in whole-batch or grouped ("ghost") form.
+
+  Under `jit` over a mesh the batch axis of x is the global batch, on however many devices it lies.
+  With `groups = 1` the statistics are therefore global (synchronised). With `groups = n` the batch
+  is cut into n contiguous parts that are normalised separately, as n GPUs with their own BatchNorm
+  would do, on any number of devices; the running statistics take the mean over the parts.
+
+  Variables have Flax's names: `params` scale, bias; `batch_stats` mean, var; all (features,). The
+  running variance takes the biased batch variance, as Flax does and PyTorch does not.
+
+  Statistics and the normalisation are computed in float32 at least; the result has `dtype`.
+
+  Attributes:
+    groups: number of parts of the batch in training.
+    momentum: decay of the running statistics, 1 - PyTorch's momentum.
+    epsilon: added to the variance.
+    dtype: of the result (default: of the input).
+    param_dtype: of scale and bias.
+    use_scale, use_bias: whether there are affine parameters.
+
+  Raises:
+    ValueError: in training, if the batch does not divide into the groups.
+  """
+
+  groups: int = 1
+  momentum: float = 0.9
+  epsilon: float = 1e-5
+  dtype: Any = None
+  param_dtype: Any = jnp.float32
+  use_scale: bool = True
+  use_bias: bool = True
+  scale_init: Initializer = nn.initializers.ones_init()
+  bias_init: Initializer = nn.initializers.zeros_init()
+
+  @nn.compact
+  def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
+    features = x.shape[-1]
+    dtype = self.dtype or x.dtype
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
+    running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
+
+    shape = x.shape
+    x = x.astype(wide)
+    if use_running_average:
+      mean, var = running_mean.value.astype(wide), running_var.value.astype(wide)
+    else:
+      if shape[0] % self.groups:
+        raise ValueError(
+            f"BatchNorm '{'/'.join(self.path)}': a batch of {shape[0]} does not divide into "
+            f"{self.groups} groups")
+      x = x.reshape(self.groups, -1, features)
+      # One pass over x; the difference can round below zero.
+      mean = x.mean(1, keepdims=True)
+      var = jnp.maximum((x * x).mean(1, keepdims=True) - mean * mean, 0.0)
+      if not self.is_initializing():
+        keep = self.momentum
+        running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean((0, 1))
+        running_var.value = keep * running_var.value + (1 - keep) * var.mean((0, 1))
+
+    factor = jax.lax.rsqrt(var + self.epsilon)
+    if self.use_scale:
+      factor = factor * self.param("scale", self.scale_init, (features,), self.param_dtype)
+    y = (x - mean) * factor
+    if self.use_bias:
+      y = y + self.param("bias", self.bias_init, (features,), self.param_dtype)
+    return y.reshape(shape).astype(dtype)
