@@ -1,0 +1,79 @@
+"""The little language of `train_transform` and `eval_transform`.
+
+  'random_resized_crop(224)|flip'     applied from left to right
+  'resize(256, bicubic)|center_crop(224)'
+  ''                                  nothing
+
+Arguments are numbers or bare words. What a name means is up to the table: `HOST_TRANSFORMS`
+(transforms.py, streamed sets) or `DEVICE_TRANSFORMS` (resident.py, sets on the device).
+"""
+
+import re
+
+from bionets_jax.data import naming
+
+_CALL = re.compile(r"\s*([a-z_]\w*)\s*(?:\(([^()]*)\))?\s*")
+_WORD = re.compile(r"[a-z_]\w*")
+
+
+def _argument(text, call):
+  for kind in (int, float):
+    try:
+      return kind(text)
+    except ValueError:
+      pass
+  if _WORD.fullmatch(text):
+    return text
+  raise ValueError(
+      f"In {call!r}: {text!r} is not an argument; arguments are numbers or bare words."
+  )
+
+
+def parse_transforms(text, table):
+  """Turns 'a(1)|b' into the transforms [table['a'](1), table['b']()].
+
+  Args:
+    text: the transforms, separated by '|'; '' for none.
+    table: dict of name -> class. A class has `usage`, e.g. 'center_crop(size)', and raises
+      ValueError for arguments out of range.
+
+  Returns:
+    A tuple of what the classes made.
+
+  Raises:
+    ValueError: bad syntax, unknown name (lists the nearest), wrong arguments (says the usage).
+  """
+  if not text.strip():
+    return ()
+  transforms = []
+  for call in text.split("|"):
+    match = _CALL.fullmatch(call)
+    if not match:
+      raise ValueError(
+          f"Cannot read the transform {call!r} in {text!r}; write 'name(arg, arg)|name|...', e.g."
+          " 'random_resized_crop(224)|flip'."
+      )
+    name, inside = match.groups()
+    if name not in table:
+      raise ValueError(naming.unknown("transform", name, table))
+    kind = table[name]
+    arguments = ()
+    if inside and inside.strip():
+      arguments = tuple(_argument(part.strip(), call.strip()) for part in inside.split(","))
+    try:
+      transforms.append(kind(*arguments))
+    except (TypeError, ValueError) as error:
+      detail = "" if isinstance(error, TypeError) else f" {error}"
+      raise ValueError(f"{call.strip()!r} does not fit {kind.usage}.{detail}") from error
+  return tuple(transforms)
+
+
+def names_in(text):
+  """Returns the transform names in `text`, without checking anything else."""
+  return [call.split("(")[0].strip() for call in text.split("|") if call.strip()]
+
+
+def check_pixels(name, value):
+  """Raises ValueError unless `value` is an int >= 1."""
+  if not isinstance(value, int) or value < 1:
+    raise ValueError(f"{name} must be a whole number of pixels >= 1, got {value!r}.")

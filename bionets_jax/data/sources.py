@@ -1,0 +1,74 @@
+"""A `Source` is one split of a data set with random access; `open_source` finds it by name.
+
+Names: 'digits' (inside the package), 'folder' (DIR/train/CLASS/*.jpg), anything else is a
+TensorFlow Datasets name, 'name', 'name/config' or 'name:1.2.3'.
+"""
+
+
+class Source:
+  """One split. Subclasses are picklable, and cheap to pickle: workers re-open the files.
+
+  Attributes:
+    name: the data set's name, for messages.
+    split: the split as it was asked for.
+    location: where the examples are read from, for messages.
+    class_names: tuple of str; a label is an index into it.
+    image_shape: (height, width, channels); (None, None, channels) if the size varies.
+  """
+
+  name: str
+  split: str
+  location: str
+  class_names: tuple
+  image_shape: tuple
+
+  @property
+  def num_classes(self):
+    return len(self.class_names)
+
+  def __len__(self):
+    raise NotImplementedError
+
+  def read(self, index):
+    """Returns (image, label, key) of one example.
+
+    Args:
+      index: int in [0, len(self)).
+
+    Returns:
+      image: the encoded bytes, or a uint8 array (h, w, c).
+      label: int.
+      key: str that finds the example again, for messages.
+    """
+    raise NotImplementedError
+
+  def read_many(self, indices):
+    """Returns [read(i) for i in indices]; sources that read faster in bulk override it."""
+    return [self.read(int(index)) for index in indices]
+
+
+def open_source(name, split, data_dir=""):
+  """Opens one split of a data set.
+
+  Args:
+    name: 'digits', 'folder' or a TFDS name.
+    split: the split's name; TFDS sets take TFDS split syntax ('train[:90%]').
+    data_dir: for 'folder' the directory that holds the splits; for TFDS the directory that
+      holds the sets ('' means $TFDS_DATA_DIR or ~/tensorflow_datasets). 'digits' needs none.
+
+  Returns:
+    A `Source`.
+
+  Raises:
+    FileNotFoundError: the set is not there; says where it looked and how to prepare it.
+    ValueError: unknown split, or a set that is not for image classification.
+  """
+  # Imported on use: a worker that reads a folder has no need for TFDS.
+  if name == "digits":
+    from bionets_jax.data.digits import DigitsSource
+    return DigitsSource(split)
+  if name == "folder":
+    from bionets_jax.data.folder import FolderSource
+    return FolderSource(data_dir, split)
+  from bionets_jax.data.tfds_source import TfdsSource
+  return TfdsSource(name, split, data_dir)

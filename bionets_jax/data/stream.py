@@ -1,0 +1,114 @@
+"""Streaming from the host: whole batches as a pure function of the step, read ahead by Grain.
+
+The unit that Grain distributes over threads and worker processes is the batch, so what a batch
+holds cannot depend on their number. Nothing here imports jax; workers unpickle `BatchReader`.
+"""
+
+import sys
+
+import numpy as np
+
+from bionets_jax.data.decode import decode
+from bionets_jax.data.transforms import apply_all, example_rng
+
+
+def shard_rows(batch_size, shard, num_shards):
+  """Returns the slice of a global batch's rows that shard `shard` of `num_shards` holds."""
+  rows = batch_size // num_shards
+  return slice(shard * rows, (shard + 1) * rows)
+
+
+class BatchReader:
+  """`reader[step]` is this process's part of the global batch of `step`.
+
+  A batch is cut into `num_shards` equal runs of rows, one per device of the mesh; this process
+  reads the runs in `shards`, one after the other.
+  """
+
+  def __init__(self, source, plan, transforms, image_shape, seed, shards, num_shards):
+    """Makes the reader.
+
+    Args:
+      source: a `Source`.
+      plan: a `BatchPlan` or `EvalPlan` over it; batch sizes are multiples of num_shards.
+      transforms: host transforms that end in `image_shape`.
+      image_shape: (h, w, c) of every image after the transforms.
+      seed: int, of the augmentation.
+      shards: the shards that this process holds, ascending ints below num_shards.
+      num_shards: int.
+    """
+    self._source = source
+    self._plan = plan
+    self._transforms = transforms
+    self._image_shape = tuple(image_shape)
+    self._seed = seed
+    self._shards = tuple(shards)
+    self._num_shards = num_shards
+
+  def __len__(self):
+    # Training has no end; evaluation has num_steps.
+    return getattr(self._plan, "num_steps", sys.maxsize)
+
+  def __getitem__(self, step):
+    """Returns {'image': uint8 (n, h, w, c), 'label': int32 (n,), 'mask': float32 (n,)}.
+
+    Rows without an example (index -1) are zero in all three.
+
+    Raises:
+      ValueError: an image is undecodable or has the wrong shape, or a label is out of range;
+        the message holds the example's key.
+    """
+    epoch, indices = self._plan.indices(step)
+    indices = np.concatenate(
+        [indices[shard_rows(len(indices), shard, self._num_shards)] for shard in self._shards]
+    )
+    images = np.zeros((len(indices), *self._image_shape), np.uint8)
+    labels = np.zeros(len(indices), np.int32)
+    rows = np.flatnonzero(indices >= 0)
+    examples = self._source.read_many(indices[rows])
+    for row, (image, label, key) in zip(rows, examples, strict=True):
+      rng = example_rng(self._seed, epoch, int(indices[row]))
+      image = decode(image, self._image_shape[-1], key)
+      image = apply_all(self._transforms, image, rng)
+      if image.shape != self._image_shape:
+        raise ValueError(
+            f"Example {key}: the image is {image.shape}, expected {self._image_shape}."
+        )
+      images[row] = image
+      labels[row] = checked_label(label, self._source.num_classes, key)
+    return {"image": images, "label": labels, "mask": (indices >= 0).astype(np.float32)}
+
+
+def checked_label(label, num_classes, key):
+  """Returns the label, or raises ValueError if it is none (unlabelled test sets have -1)."""
+  if not 0 <= label < num_classes:
+    raise ValueError(f"Example {key}: label {label} is not in [0, {num_classes}).")
+  return label
+
+
+def read_ahead(reader, start_step, workers, threads):
+  """Returns a Grain iterator over reader[start_step], reader[start_step + 1], ...
+
+  Args:
+    reader: a `BatchReader`.
+    start_step: int.
+    workers: worker processes; 0 reads in `threads` threads of this process.
+    threads: int, used when workers is 0. Every worker process has one.
+
+  Returns:
+    An iterator with `close()`, which stops the workers.
+  """
+  import grain
+  from absl import flags
+
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # Grain reads its flags, also where no absl app runs
+  threads = 1 if workers else threads
+  dataset = grain.MapDataset.source(reader)[start_step:].to_iter_dataset(
+      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+  )
+  if workers:
+    dataset = dataset.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+    )
+  return iter(dataset)

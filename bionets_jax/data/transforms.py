@@ -1,0 +1,183 @@
+"""Augmentation of single examples on the host, for sets that are streamed.
+
+The rules are torchvision's to the pixel (its PIL backend), since that is what the published
+networks were trained and tested with; resizing is PIL's, which antialiases.
+
+A transform is called with an image, uint8 (h, w, c), and a `numpy.random.Generator` of that
+example. Only `Generator.random()` is drawn from, whose stream follows from the bit generator's,
+so that augmentations do not change with NumPy's version.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image
+
+from bionets_jax.data.grammar import check_pixels
+
+_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+def example_rng(seed, epoch, index):
+  """Returns the generator of one example: the same for any batch, worker and process."""
+  return np.random.Generator(np.random.PCG64(np.random.SeedSequence((seed, epoch, index))))
+
+
+def resize_to(image, height, width, interpolation):
+  """Resizes uint8 (h, w, c) to (height, width, c) with PIL's antialiased filter."""
+  gray = image.shape[-1] == 1
+  # A crop is a view with gaps; PIL copies what is not contiguous.
+  pil = Image.fromarray(image[..., 0] if gray else image)
+  resized = np.asarray(pil.resize((width, height), _FILTERS[interpolation]))
+  return resized[..., None] if gray else resized
+
+
+def _check_interpolation(value):
+  if value not in _FILTERS:
+    raise ValueError(f"interpolation must be one of {', '.join(_FILTERS)}, got {value!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomResizedCrop:
+  """torchvision's RandomResizedCrop: a random part of the image, resized to a square.
+
+  Its area is uniform in 8 % to 100 % of the image's and its aspect ratio log-uniform in 3/4 to
+  4/3; after ten draws that do not fit, the largest central crop with a ratio in that range.
+  """
+
+  size: int
+  interpolation: str = "bilinear"
+
+  usage = "random_resized_crop(size[, bilinear|bicubic])"
+  is_random = True
+  scale = (0.08, 1.0)
+  ratio = (3 / 4, 4 / 3)
+
+  def __post_init__(self):
+    check_pixels("size", self.size)
+    _check_interpolation(self.interpolation)
+
+  def output_size(self, size):
+    del size
+    return self.size, self.size
+
+  def box(self, height, width, rng):
+    """Returns the crop (top, left, height, width)."""
+    log_ratio = math.log(self.ratio[0]), math.log(self.ratio[1])
+    for _ in range(10):
+      area = height * width * _uniform(rng, *self.scale)
+      aspect = math.exp(_uniform(rng, *log_ratio))
+      w = round(math.sqrt(area * aspect))
+      h = round(math.sqrt(area / aspect))
+      if 0 < w <= width and 0 < h <= height:
+        top = int(rng.random() * (height - h + 1))
+        left = int(rng.random() * (width - w + 1))
+        return top, left, h, w
+    if width / height < self.ratio[0]:
+      w, h = width, round(width / self.ratio[0])
+    elif width / height > self.ratio[1]:
+      w, h = round(height * self.ratio[1]), height
+    else:
+      w, h = width, height
+    return (height - h) // 2, (width - w) // 2, h, w
+
+  def __call__(self, image, rng):
+    top, left, h, w = self.box(*image.shape[:2], rng)
+    # Cropped first: resize(box=...) would let the filter see pixels outside the crop.
+    return resize_to(image[top:top + h, left:left + w], self.size, self.size, self.interpolation)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flip:
+  """Mirrors left and right with probability 1/2."""
+
+  usage = "flip"
+  is_random = True
+
+  def output_size(self, size):
+    return size
+
+  def __call__(self, image, rng):
+    return image[:, ::-1] if rng.random() < 0.5 else image
+
+
+@dataclasses.dataclass(frozen=True)
+class Resize:
+  """torchvision's Resize(int): the shorter side becomes `size`, the aspect ratio stays."""
+
+  size: int
+  interpolation: str = "bilinear"
+
+  usage = "resize(size[, bilinear|bicubic])"
+  is_random = False
+
+  def __post_init__(self):
+    check_pixels("size", self.size)
+    _check_interpolation(self.interpolation)
+
+  def output_size(self, size):
+    height, width = size
+    if height is None or width is None:
+      return None, None
+    if width <= height:
+      return int(self.size * height / width), self.size
+    return self.size, int(self.size * width / height)
+
+  def __call__(self, image, rng):
+    del rng
+    height, width = self.output_size(image.shape[:2])
+    if (height, width) == image.shape[:2]:
+      return image
+    return resize_to(image, height, width, self.interpolation)
+
+
+@dataclasses.dataclass(frozen=True)
+class CenterCrop:
+  """torchvision's CenterCrop: the central square; a smaller image is padded with black."""
+
+  size: int
+
+  usage = "center_crop(size)"
+  is_random = False
+
+  def __post_init__(self):
+    check_pixels("size", self.size)
+
+  def output_size(self, size):
+    del size
+    return self.size, self.size
+
+  def __call__(self, image, rng):
+    del rng
+    missing = [max(self.size - n, 0) for n in image.shape[:2]]
+    if any(missing):
+      image = np.pad(image, [(m // 2, m - m // 2) for m in missing] + [(0, 0)])
+    top, left = (round((n - self.size) / 2) for n in image.shape[:2])
+    return image[top:top + self.size, left:left + self.size]
+
+
+HOST_TRANSFORMS = {
+    "center_crop": CenterCrop,
+    "flip": Flip,
+    "random_resized_crop": RandomResizedCrop,
+    "resize": Resize,
+}
+
+
+def apply_all(transforms, image, rng):
+  """Applies host transforms from left to right."""
+  for transform in transforms:
+    image = transform(image, rng)
+  return image
+
+
+def output_size(transforms, size):
+  """Returns (height, width) after `transforms`; None where it varies with the image."""
+  for transform in transforms:
+    size = transform.output_size(size)
+  return size
+
+
+def _uniform(rng, low, high):
+  return low + (high - low) * rng.random()
