@@ -1,0 +1,108 @@
+"""Reads a checkpoint file into a flat dict of named NumPy arrays, whatever wrote it."""
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+
+from bionets_jax.weights.torch_file import TorchFileError, read_torch_file
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
+# Training scripts save the network under one of these, beside the optimizer and the epoch.
+_WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+
+def read_tensors(path):
+  """Reads the named tensors of a checkpoint.
+
+  A file of a whole training run is unwrapped (`{'state_dict': ...}`, `{'model': ...}`), and the
+  `module.` that torch's DataParallel puts before every name is taken off.
+
+  Args:
+    path: a .safetensors, .pth, .pt or .th file.
+
+  Returns:
+    dict of str to array, in the file's order, each with the shape and dtype of the file.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: another suffix, a damaged file, or a file that is not a set of named tensors.
+  """
+  path = os.fspath(path)
+  if not os.path.isfile(path):
+    what = "is a directory, not a file" if os.path.isdir(path) else "no such file"
+    raise FileNotFoundError(f"checkpoint {path}: {what}")
+  suffix = os.path.splitext(path)[1].lower()
+  if suffix not in SUFFIXES:
+    raise ValueError(
+        f"checkpoint {path}: cannot read {suffix or 'a file without a suffix'}; these can be"
+        f" read: {', '.join(SUFFIXES)}"
+    )
+  with open(path, "rb") as file:
+    head = file.read(64)
+  _refuse_stand_ins(path, head)
+  # The suffix decides what is accepted, the content what it is: renamed files are common.
+  saved = _read_safetensors(path) if head[8:9] == b"{" else read_torch_file(path)
+  return _strip_module(_named_tensors(saved, path))
+
+
+def _refuse_stand_ins(path, head):
+  """The two things that a failed download leaves under the name of a checkpoint."""
+  if not head:
+    raise ValueError(f"checkpoint {path}: the file is empty")
+  start = head.lstrip().lower()
+  if start.startswith(b"version https://git-lfs"):
+    raise ValueError(
+        f"checkpoint {path}: a Git LFS pointer, not the file itself; run `git lfs pull`"
+    )
+  if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+    raise ValueError(f"checkpoint {path}: a web page, not a checkpoint; download it again")
+
+
+def _read_safetensors(path):
+  from safetensors import SafetensorError
+  from safetensors.numpy import load_file
+
+  try:
+    return load_file(path)
+  except SafetensorError as error:
+    raise ValueError(f"checkpoint {path}: damaged .safetensors file ({error})") from error
+
+
+def _named_tensors(saved, path):
+  for _ in _WRAPPERS:
+    inner = _unwrap(saved)
+    if inner is None:
+      break
+    saved = inner
+  if not isinstance(saved, Mapping):
+    raise TorchFileError(
+        f"{path}: holds a {type(saved).__name__}, not named tensors; save `model.state_dict()`"
+    )
+  strange = [
+      str(key)
+      for key, value in saved.items()
+      if not (isinstance(key, str) and isinstance(value, np.ndarray))
+  ]
+  if strange or not saved:
+    found = f"{len(strange)} entries are not, such as {', '.join(strange[:6])}" if saved else "empty"
+    raise TorchFileError(
+        f"{path}: expected a dict of named tensors ({found}); the network may lie under any of"
+        f" {', '.join(_WRAPPERS)}, or be saved by itself with `model.state_dict()`"
+    )
+  return dict(saved)
+
+
+def _unwrap(saved):
+  if isinstance(saved, Mapping):
+    for name in _WRAPPERS:
+      if isinstance(saved.get(name), Mapping):
+        return saved[name]
+  return None
+
+
+def _strip_module(tensors):
+  prefix = "module."
+  if all(key.startswith(prefix) for key in tensors):
+    return {key[len(prefix) :]: value for key, value in tensors.items()}
+  return tensors
