@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bionets_jax.ops.conv import Pads, conv, explicit_padding
@@ -46,6 +47,8 @@ def box_sum(
   kernel_dilation = kernel_dilation or (1,) * n
   input_dilation = input_dilation or (1,) * n
   s = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  # A NumPy zero: a traced one hides from JAX that this is a sum, which then has no derivative.
+  zero = np.zeros((), s.dtype)
   for axis in range(n):
     if window[axis] == 1 and strides[axis] == 1 and not any(padding[axis]) and input_dilation[axis] == 1:
       continue
@@ -56,7 +59,7 @@ def box_sum(
       return tuple(out)
 
     s = lax.reduce_window(
-        s, jnp.zeros((), s.dtype), lax.add, on_axis(window[axis], 1), on_axis(strides[axis], 1),
+        s, zero, lax.add, on_axis(window[axis], 1), on_axis(strides[axis], 1),
         on_axis(padding[axis], (0, 0)), base_dilation=on_axis(input_dilation[axis], 1),
         window_dilation=on_axis(kernel_dilation[axis], 1))
   return s.astype(x.dtype)

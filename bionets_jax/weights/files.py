@@ -85,7 +85,7 @@ def _named_tensors(saved, path):
       if not (isinstance(key, str) and isinstance(value, np.ndarray))
   ]
   if strange or not saved:
-    found = f"{len(strange)} entries are not, such as {', '.join(strange[:6])}" if saved else "empty"
+    found = f"{len(strange)} are not, such as {', '.join(strange[:6])}" if saved else "empty"
     raise TorchFileError(
         f"{path}: expected a dict of named tensors ({found}); the network may lie under any of"
         f" {', '.join(_WRAPPERS)}, or be saved by itself with `model.state_dict()`"

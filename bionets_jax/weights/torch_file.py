@@ -76,7 +76,7 @@ def read_torch_file(path):
     except RecursionError:
       raise TorchFileError(f"{path}: nested too deeply for a tensor file") from None
     except Exception as error:
-      # The unpickler raises nearly anything on a damaged stream (IndexError, KeyError, EOFError...).
+      # The unpickler raises nearly anything on a damaged stream: IndexError, KeyError, EOFError...
       raise TorchFileError(
           f"{path}: damaged, cut short, or no file of torch.save"
           f" ({type(error).__name__}: {error})"

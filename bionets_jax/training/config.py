@@ -1,0 +1,198 @@
+"""What a run's config holds, and the checks that turn a slip into a message.
+
+A config file starts from `classification_config()` or `wld_config()` and changes values. Nothing
+that follows from other values is stored: total steps and scaled learning rates are computed at run
+time, so an override on the command line can leave nothing stale.
+"""
+
+import difflib
+import re
+from typing import Any
+
+import ml_collections
+
+# Free-form parts: keyword arguments of `create_model`, and the paper's figures.
+OPEN_KEYS = ("model.options", "paper")
+# What may differ between a run and its continuation without changing a single number of it.
+NOT_THE_RUN = ("data.dir", "data.workers", "log_every", "checkpoint_every", "keep_checkpoints",
+               "device", "teacher.weights", "paper")
+
+
+def classification_config() -> ml_collections.ConfigDict:
+  """Supervised training of a classifier. Every key with its default."""
+  return ml_collections.ConfigDict(dict(
+      task="classification",
+      seed=0,
+      model=dict(
+          name="",                 # one of bionets_jax.list_models()
+          options=dict(),          # further arguments of create_model
+      ),
+      data=dict(
+          name="",                 # 'digits', 'folder' or the name of a TFDS data set
+          dir="",                  # '': $TFDS_DATA_DIR, else ~/tensorflow_datasets
+          train_split="train",
+          eval_split="test",
+          train_transform="",      # e.g. 'random_resized_crop(224)|flip'
+          eval_transform="",       # e.g. 'resize(256)|center_crop(224)'
+          workers=-1,              # decoding processes; -1: by the cores at hand, 0: threads only
+          drop_remainder=True,     # False keeps the last, smaller batch of an epoch
+          mean=(0.485, 0.456, 0.406),  # of images in 0..1; (): the teacher's
+          std=(0.229, 0.224, 0.225),
+      ),
+      batch_size=256,              # images per optimiser step, over all devices
+      eval_batch_size=0,           # 0: as batch_size
+      accumulate=1,                # parts that a batch is computed in, one after the other
+      duration="90 epochs",        # durations are 'N epochs' or 'N steps'
+      optimizer=dict(
+          momentum=0.9,
+          nesterov=False,
+          weight_decay=1e-4,
+          decay="all",             # 'all' parameters, or 'kernels': not norms, not biases
+      ),
+      schedule=dict(
+          kind="step",             # 'step', 'cosine' or 'constant'
+          lr=0.1,
+          reference_batch=0,       # n: the rate is lr * batch_size / n; 0: lr as it is
+          boundaries=(30, 60),     # 'step': epochs at which the rate is multiplied by factor
+          factor=0.1,
+          warmup="0 epochs",       # linear from 0
+      ),
+      label_smoothing=0.0,
+      batch_norm="global",         # or 'groups(n)': n parts of the batch with their own statistics
+      ema_decay=0.0,               # 0: off; else parameters and statistics are averaged, and evaluated
+      alpha_ramp_to=0.03,          # where units have alpha='scheduled': linear from 0 to this
+      dtype="auto",                # 'float32', 'bfloat16'; auto: bfloat16 on accelerators
+      device="",                   # 'gpu' or 'tpu' refuses to run on anything else
+      log_every="50 steps",
+      eval_every="1 epochs",
+      checkpoint_every="1 epochs",
+      keep_checkpoints=2,
+      paper=dict(),                # the paper's figures for this row, for the summary
+  ))
+
+
+def wld_config() -> ml_collections.ConfigDict:
+  """Weak logit distillation: as classification, with a teacher that the student starts from."""
+  config = classification_config()
+  config.task = "wld"
+  config.data.mean = ()
+  config.data.std = ()
+  config.teacher = ml_collections.ConfigDict(dict(
+      weights="",                  # a bionets_jax workdir, or a .safetensors/.pth/.th file
+      model="",                    # '': the plain network under the student
+  ))
+  config.wld = ml_collections.ConfigDict(dict(
+      distill_weight_start=0.9,    # lambda
+      distill_weight_end=0.1,
+      distill_weight_shape="linear",
+      temperature=4.0,             # tau; not given in the paper
+      tolerance=0.005,             # e
+      distill="kl",
+      hinge="batch",
+  ))
+  return config
+
+
+_TEMPLATES = {"classification": classification_config, "wld": wld_config}
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+  """Refuses a config with a key that nothing reads, a missing key or a value of the wrong type.
+
+  Raises:
+    ValueError: naming the key, and what would be right.
+  """
+  task = config.get("task", "")
+  if task not in _TEMPLATES:
+    raise ValueError(f"config.task={task!r}{nearest(task, _TEMPLATES)}; known: {', '.join(_TEMPLATES)}")
+  known = flatten(_TEMPLATES[task]())
+  given = flatten(config)
+  for key, value in given.items():
+    if any(key == o or key.startswith(o + ".") for o in OPEN_KEYS):
+      continue
+    if key not in known:
+      hint = nearest(key, known)
+      if not hint and key in flatten(wld_config()):
+        hint = " (it belongs to task 'wld')"
+      raise ValueError(f"config.{key}: nothing reads this key{hint}")
+    _check_type(key, value, known[key])
+  for key in known:
+    if key not in given and not any(key == o or key.startswith(o + ".") for o in OPEN_KEYS):
+      raise ValueError(f"config.{key} is missing; start from {_TEMPLATES[task].__name__}()")
+
+
+def _check_type(key: str, value: Any, example: Any) -> None:
+  ok = isinstance(value, type(example)) or (isinstance(example, float) and isinstance(value, int))
+  if isinstance(example, tuple):
+    ok = isinstance(value, tuple | list) and all(isinstance(v, int | float) for v in value)
+  if not ok or (isinstance(value, bool) != isinstance(example, bool)):
+    raise ValueError(f"config.{key}={value!r} should be of type {type(example).__name__}")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+  """'a.b.c' -> leaf. An empty dict is a leaf of its own."""
+  if not isinstance(config, ml_collections.ConfigDict | dict):
+    return {prefix: config}
+  out = {}
+  for key, value in config.items():
+    out.update(flatten(value, f"{prefix}.{key}" if prefix else key))
+  return out or ({prefix: {}} if prefix else {})
+
+
+def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """As plain dicts and lists, the form that config.json has."""
+  def plain(x):
+    if isinstance(x, dict):
+      return {k: plain(v) for k, v in x.items()}
+    return list(x) if isinstance(x, tuple | list) else x
+  return plain(config.to_dict())
+
+
+def differences(config: ml_collections.ConfigDict, stored: dict[str, Any]) -> list[str]:
+  """'key: stored -> now' for every value that makes this another run than the stored one."""
+  now, then = flatten(to_json(config)), flatten(stored)
+  def matters(key):
+    return not any(key == k or key.startswith(k + ".") for k in NOT_THE_RUN)
+  return [f"{key}: {then.get(key, '(none)')!r} -> {now.get(key, '(none)')!r}"
+          for key in sorted(now.keys() | then.keys())
+          if matters(key) and now.get(key, "(none)") != then.get(key, "(none)")]
+
+
+def nearest(word: str, known) -> str:
+  near = difflib.get_close_matches(str(word), list(known), n=3, cutoff=0.6)
+  return f" (did you mean {', '.join(map(repr, near))}?)" if near else ""
+
+
+def duration_in_steps(text: str, steps_per_epoch: int, key: str) -> int:
+  """'N epochs' or 'N steps' as a number of steps, at least 0. N may have decimals for epochs.
+
+  Raises:
+    ValueError: for anything else, naming `key`.
+  """
+  match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?)\s*", text)
+  if not match or (match[2].startswith("step") and "." in match[1]):
+    raise ValueError(f"config.{key}={text!r}: give a duration such as '90 epochs' or '500 steps'")
+  number = float(match[1])
+  return round(number * steps_per_epoch) if match[2].startswith("epoch") else int(number)
+
+
+def batch_norm_groups(text: str, batch_sizes: tuple[int, ...], accumulate: int) -> int:
+  """The number of groups that 'global' or 'groups(n)' stands for, checked against the batches.
+
+  Raises:
+    ValueError: for another text, or if a batch does not divide into accumulate * n parts.
+  """
+  match = re.fullmatch(r"groups\((\d+)\)", text)
+  if text != "global" and (not match or int(match[1]) < 1):
+    raise ValueError(f"config.batch_norm={text!r}: give 'global' or 'groups(n)', e.g. 'groups(8)'")
+  groups = int(match[1]) if match else 1
+  if accumulate < 1:
+    raise ValueError(f"config.accumulate={accumulate}: give 1 or more")
+  for size in batch_sizes:
+    if size % (groups * accumulate):
+      raise ValueError(
+          f"a batch of {size} does not divide into config.accumulate={accumulate} parts of "
+          f"{groups} BatchNorm groups each; make config.batch_size a multiple of "
+          f"{groups * accumulate}" + ("" if size == batch_sizes[0] else
+          ", or drop the last, smaller batch with config.data.drop_remainder=True"))
+  return groups

@@ -1,0 +1,104 @@
+"""Processes, devices and the mesh."""
+
+import os
+import re
+import signal
+import sys
+import threading
+import traceback
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def start_distributed(spec: str) -> None:
+  """Joins the other processes of the job. Must come before anything touches a device.
+
+  Args:
+    spec: 'off'; 'auto', for TPU pods, SLURM, Open MPI and Kubernetes, which JAX recognises; or
+      'host:port,rank,count'.
+
+  Raises:
+    ValueError: for another spec.
+  """
+  if spec == "off":
+    return
+  # Without this hook an exception in one process leaves the others waiting for five minutes.
+  def die(kind, value, trace):
+    traceback.print_exception(kind, value, trace)
+    sys.stderr.flush()
+    os._exit(1)
+
+  match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", spec)
+  if match:
+    rank, count = int(match[2]), int(match[3])
+    if rank >= count:
+      raise ValueError(f"--distributed={spec}: rank {rank} is not below the count {count}")
+    jax.distributed.initialize(match[1], num_processes=count, process_id=rank)
+  elif spec == "auto":
+    jax.distributed.initialize()
+  else:
+    raise ValueError(f"--distributed={spec!r}: give 'auto', 'off' or 'host:port,rank,count'")
+  sys.excepthook = die
+
+
+def make_mesh() -> Mesh:
+  """All devices of all processes along one axis, 'data'."""
+  return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def check_platform(wanted: str) -> None:
+  """Refuses to go on where the device is not the one that the config asks for.
+
+  Raises:
+    RuntimeError: with what was found.
+  """
+  found = jax.default_backend()
+  if wanted and found != wanted:
+    raise RuntimeError(
+        f"config.device={wanted!r}, but JAX found only {found!r} ({jax.devices()[0].device_kind}). "
+        f"Install the accelerator's JAX (pip install 'bionets_jax[{ {'gpu': 'cuda13'}.get(wanted, wanted)}]') "
+        "or set config.device=''")
+
+
+def describe_devices() -> str:
+  count, processes = jax.device_count(), jax.process_count()
+  text = f"{count} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
+  return text + (f" in {processes} processes" if processes > 1 else "")
+
+
+class StopRequest:
+  """Turns SIGTERM and the first Ctrl-C into a question that the loop asks after each step.
+
+  In a job of several processes JAX's own handler passes SIGTERM on, and all of them get the same
+  answer at the same step. Outside the main thread signals are left alone.
+  """
+
+  def __init__(self):
+    self._event = threading.Event()
+    self._previous = {}
+
+  def __enter__(self):
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._previous[number] = signal.signal(number, self._handle)
+    return self
+
+  def __exit__(self, *_):
+    for number, handler in self._previous.items():
+      signal.signal(number, handler)
+
+  def _handle(self, number, frame):
+    if self._event.is_set() and number == signal.SIGINT:
+      raise KeyboardInterrupt
+    self._event.set()
+
+  def asked(self, step: int) -> bool:
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._event.is_set()

@@ -1,0 +1,68 @@
+"""What is printed before step 0: the network by its parts, what a step costs, where it runs."""
+
+import collections
+import math
+from typing import Any
+
+import flax.linen as nn
+
+from bionets_jax.counting import LayerCount, count_layers
+from bionets_jax.training.setup import Setup
+
+
+def model_table(model: nn.Module, params: Any, image_shape: tuple[int, int, int]) -> str:
+  """Parameters, multiply-adds and output of each top-level part, and the totals."""
+  layers: dict[str, list[LayerCount]] = collections.defaultdict(list)
+  for layer in count_layers(model, image_shape):
+    layers[layer.path.split("/")[0]].append(layer)
+  rows = [("part", "parameters", "MACs", "output", "units")]
+  totals = [0, 0]
+  for part in _in_call_order(params, list(layers)):
+    tree = params[part]
+    size, macs = _size(tree), sum(layer.macs for layer in layers[part])
+    totals = [totals[0] + size, totals[1] + macs]
+    kinds = collections.Counter(layer.kind for layer in layers[part])
+    shape = "x".join(map(str, layers[part][-1].output_shape)) if layers[part] else ""
+    rows.append((part, f"{size:,}", f"{macs:,}", shape,
+                 ", ".join(f"{n} {kind}" for kind, n in kinds.items())))
+  rows.append(("total", f"{totals[0]:,}", f"{totals[1]:,}", "", ""))
+  widths = [max(len(r[i]) for r in rows) for i in range(5)]
+  def line(row):
+    cells = [row[0].ljust(widths[0]), row[1].rjust(widths[1]), row[2].rjust(widths[2]),
+             row[3].ljust(widths[3]), row[4]]
+    return "  ".join(cells).rstrip()
+  return "\n".join(line(r) for r in rows)
+
+
+def inheritance(setup: Setup) -> str:
+  """What a student takes from its teacher and what is new."""
+  kinds = collections.Counter(path.split("/")[-1] for path in setup.new_paths)
+  new = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "nothing"
+  return f"starts from {setup.task.teacher.name} in {setup.task.teacher.source}; new: {new}"
+
+
+def memory(compiled: Any) -> str:
+  """Bytes that the compiled step asks for on each device, as XLA says; '' where it does not."""
+  stats = compiled.memory_analysis()
+  if stats is None:
+    return ""
+  held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+  return (f"memory per device: {_mib(held)} held between steps, "
+          f"{_mib(stats.temp_size_in_bytes)} temporary within one")
+
+
+def _in_call_order(parts: Any, called: list[str]) -> list[str]:
+  """Top-level parts in the order of their layers; one without layers goes behind its namesakes."""
+  def place(part):
+    same = [i for i, other in enumerate(called) if other == part]
+    kin = [i for i, other in enumerate(called) if other.split("_")[0] == part.split("_")[0]]
+    return (same or [k + 0.5 for k in kin] or [len(called)])[0]
+  return sorted(parts, key=place)
+
+
+def _mib(size: int) -> str:
+  return f"{size / 2**20:,.1f} MiB"
+
+
+def _size(tree: Any) -> int:
+  return sum(_size(v) if isinstance(v, dict) else math.prod(v.shape) for v in tree.values())

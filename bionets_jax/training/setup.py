@@ -1,0 +1,136 @@
+"""From a config to everything a run needs. Whatever can be wrong with a config comes out here."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from bionets_jax import losses
+from bionets_jax.counting import abstract_variables
+from bionets_jax.data.pipeline import Pipeline, make_pipeline
+from bionets_jax.models import create_model
+from bionets_jax.training import config as config_lib
+from bionets_jax.training.devices import check_platform, make_mesh
+from bionets_jax.training.optimizers import make_optimizer, make_schedule
+from bionets_jax.training.tasks import Classification, WeakLogitDistillation
+from bionets_jax.training.teacher import check_inheritance, check_teacher_path, load_teacher
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """A run before its first step.
+
+  Attributes:
+    mesh: all devices.
+    pipeline: the data.
+    task: what is learned.
+    inherited: variables that the model starts from, {} for none.
+    new_paths: of the model's variables, those that `inherited` lacks.
+    optimizer, schedule: optax.
+    total_steps, log_every, eval_every, checkpoint_every: in steps.
+    dtype: of the computation, by name.
+  """
+
+  mesh: Mesh
+  pipeline: Pipeline
+  task: Classification
+  inherited: Any
+  new_paths: list[str]
+  optimizer: optax.GradientTransformation
+  schedule: Callable
+  total_steps: int
+  log_every: int
+  eval_every: int
+  checkpoint_every: int
+  dtype: str
+
+
+def make_setup(config: ml_collections.ConfigDict) -> Setup:
+  """Checks a config and builds what it describes; the cheap checks come first.
+
+  Raises:
+    ValueError, FileNotFoundError, RuntimeError: saying what is wrong and what would be right.
+  """
+  config_lib.check_config(config)
+  check_platform(config.device)
+  if not config.model.name:
+    raise ValueError("config.model.name is empty; give one of bionets_jax.list_models()")
+  create_model(config.model.name, **config.model.options)
+  wld = config.task == "wld"
+  if wld:
+    check_teacher_path(config.teacher.weights)
+  elif not config.data.mean or not config.data.std:
+    raise ValueError("config.data.mean and config.data.std are empty; only WLD takes the teacher's")
+  if config.batch_size < 1:
+    raise ValueError(f"config.batch_size={config.batch_size}: give 1 or more")
+
+  mesh = make_mesh()
+  data = config.data
+  pipeline = make_pipeline(
+      name=data.name, dir=data.dir, train_split=data.train_split, eval_split=data.eval_split,
+      train_transform=data.train_transform, eval_transform=data.eval_transform,
+      workers=data.workers, drop_remainder=data.drop_remainder, batch_size=config.batch_size,
+      eval_batch_size=config.eval_batch_size or config.batch_size, seed=config.seed, mesh=mesh)
+  groups = config_lib.batch_norm_groups(
+      config.batch_norm, pipeline.batch_sizes(), config.accumulate)
+
+  dtype = compute_dtype(config.dtype)
+  model = create_model(
+      config.model.name, pipeline.num_classes, dtype=DTYPES[dtype], batch_norm_groups=groups,
+      **config.model.options)
+
+  per_epoch = pipeline.steps_per_epoch
+  def steps(key: str) -> int:
+    return config_lib.duration_in_steps(config[key], per_epoch, key)
+
+  total = steps("duration")
+  schedule = make_schedule(
+      config.schedule, batch_size=config.batch_size, steps_per_epoch=per_epoch, total_steps=total)
+  options = dict(
+      image_shape=pipeline.image_shape, label_smoothing=config.label_smoothing,
+      alpha_schedule=optax.schedules.linear_schedule(0.0, config.alpha_ramp_to, max(total, 1)))
+  inherited, new_paths = {}, []
+  if wld:
+    teacher = load_teacher(
+        config.teacher.weights, student=config.model.name, model_name=config.teacher.model,
+        num_classes=pipeline.num_classes, image_shape=pipeline.image_shape, dtype=DTYPES[dtype])
+    inherited = teacher.variables
+    new_paths = check_inheritance(
+        inherited, abstract_variables(model, pipeline.image_shape), (teacher.name, config.model.name))
+    w = config.wld
+    task = WeakLogitDistillation(
+        model, teacher, mean=data.mean or teacher.preprocessing.mean,
+        std=data.std or teacher.preprocessing.std,
+        distill_weight=losses.distill_weight_schedule(
+            total, w.distill_weight_start, w.distill_weight_end, w.distill_weight_shape),
+        temperature=w.temperature, tolerance=w.tolerance, distill=w.distill, hinge=w.hinge,
+        **options)
+  else:
+    task = Classification(model, mean=data.mean, std=data.std, **options)
+  return Setup(
+      mesh=mesh, pipeline=pipeline, task=task, inherited=inherited, new_paths=new_paths,
+      optimizer=make_optimizer(config.optimizer, schedule), schedule=schedule, total_steps=total,
+      log_every=max(steps("log_every"), 1), eval_every=max(steps("eval_every"), 1),
+      checkpoint_every=max(steps("checkpoint_every"), 1), dtype=dtype)
+
+
+def compute_dtype(name: str) -> str:
+  """'auto' is bfloat16 on accelerators and float32 on CPU.
+
+  Raises:
+    ValueError: for a name that is none of these.
+  """
+  if name == "auto":
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+  if name not in DTYPES:
+    raise ValueError(f"config.dtype={name!r}: give 'auto', {' or '.join(map(repr, DTYPES))}")
+  return name
+
+

@@ -1,0 +1,145 @@
+"""The train state and the two compiled functions over it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from bionets_jax.training.tasks import Batch, Classification, Metrics, Tree
+
+
+class TrainState(struct.PyTreeNode):
+  """Everything that a step reads and writes, and that a checkpoint holds.
+
+  step: int32 scalar, the number of updates made.
+  params: the trainable parameters, float32.
+  model_state: the other collections: `batch_stats`, `scheduled`.
+  opt_state: the optimiser's.
+  ema: {'params', 'model_state'} averages, or {} where config.ema_decay is 0.
+  """
+
+  step: jax.Array
+  params: Tree
+  model_state: Tree
+  opt_state: Tree
+  ema: Tree
+
+  @property
+  def evaluated(self) -> tuple[Tree, Tree]:
+    """(params, model_state) that evaluation uses: the averages where there are any."""
+    if self.ema:
+      return self.ema["params"], self.ema["model_state"]
+    return self.params, self.model_state
+
+
+def make_init(
+    task: Classification, optimizer: optax.GradientTransformation, *, ema: bool
+) -> Callable[[jax.Array, Tree], TrainState]:
+  """(rng, inherited) -> TrainState. `inherited` leaves replace those of the same path."""
+
+  def init(rng: jax.Array, inherited: Tree) -> TrainState:
+    params, model_state = task.init(rng)
+    params = _replace(params, inherited.get("params", {}))
+    model_state = _replace(model_state, {k: v for k, v in inherited.items() if k != "params"})
+    return TrainState(
+        step=jnp.zeros((), jnp.int32), params=params, model_state=model_state,
+        opt_state=optimizer.init(params),
+        ema={"params": params, "model_state": model_state} if ema else {})
+
+  return init
+
+
+def make_train_step(
+    task: Classification, optimizer: optax.GradientTransformation, *, seed: int, accumulate: int,
+    ema_decay: float, unroll: bool,
+) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]:
+  """(state, frozen, batch) -> (state, metrics); pure.
+
+  A batch is computed in `accumulate` parts, part i the examples i, i + accumulate, ...: each part
+  then lies evenly over the devices. BatchNorm and the batch hinge of WLD see one part at a time.
+
+  Metrics are sums over the batch beside their 'count', so that they add up over steps.
+
+  Args:
+    task: what is learned.
+    optimizer: optax.
+    seed: of dropout and the like, folded with the step.
+    accumulate: number of parts.
+    ema_decay: 0 for none.
+    unroll: writes the parts out one after the other. On CPU a convolution's gradient inside a loop
+      is 12 to 24 times as slow.
+  """
+
+  def train_step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
+    rng = jax.random.fold_in(jax.random.key(seed), state.step)
+    model_state = task.at_step(state.model_state, state.step)
+
+    def loss(params, model_state, part, rng):
+      values, model_state, metrics = task.train_losses(
+          params, model_state, frozen, part, state.step, rng)
+      metrics["loss"] = values
+      return values.mean(), (model_state, jax.tree.map(lambda m: _sum(m, values.shape[0]), metrics))
+
+    grad = jax.grad(loss, has_aux=True)
+    if accumulate == 1:
+      grads, (model_state, metrics) = grad(state.params, model_state, batch, rng)
+    else:
+      parts = jax.tree.map(
+          lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
+
+      def body(carry, inputs):
+        model_state, total = carry
+        part, index = inputs
+        grads, (model_state, metrics) = grad(
+            state.params, model_state, part, jax.random.fold_in(rng, index))
+        return (model_state, jax.tree.map(jnp.add, total, grads)), metrics
+
+      zeros = jax.tree.map(jnp.zeros_like, state.params)
+      (model_state, grads), metrics = jax.lax.scan(
+          body, (model_state, zeros), (parts, jnp.arange(accumulate)),
+          unroll=accumulate if unroll else 1)
+      grads = jax.tree.map(lambda g: g / accumulate, grads)
+      metrics = jax.tree.map(lambda m: m.sum(0), metrics)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema:
+      new = {"params": params, "model_state": model_state}
+      ema = jax.tree.map(lambda a, b: ema_decay * a + (1 - ema_decay) * b, ema, new)
+    count = jnp.asarray(batch["label"].shape[0], jnp.float32)
+    metrics["grad_norm"] = optax.global_norm(grads) * count
+    metrics["count"] = count
+    state = TrainState(step=state.step + 1, params=params, model_state=model_state,
+                       opt_state=opt_state, ema=ema)
+    return state, metrics
+
+  return train_step
+
+
+def make_eval_step(task: Classification) -> Callable[[Tree, Tree, Batch], Metrics]:
+  """(params, model_state, batch) -> metrics summed over the examples whose mask is 1."""
+
+  def eval_step(params: Tree, model_state: Tree, batch: Batch) -> Metrics:
+    mask = batch["mask"]
+    metrics = task.evaluate(params, model_state, batch)
+    # where, not a product: a padded row may hold anything, NaN included.
+    sums = {name: jnp.where(mask > 0, m, 0.0).sum() for name, m in metrics.items()}
+    return {**sums, "count": mask.sum()}
+
+  return eval_step
+
+
+def _sum(metric: jax.Array, count: int) -> jax.Array:
+  return metric.sum() if metric.ndim else metric * jnp.float32(count)
+
+
+def _replace(tree: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+  """`tree` with the leaves that `other` has. `other` has no path that `tree` lacks."""
+  out = dict(tree)
+  for key, value in other.items():
+    out[key] = _replace(tree[key], value) if isinstance(value, dict) else jnp.asarray(value, tree[key].dtype)
+  return out

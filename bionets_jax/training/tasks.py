@@ -1,0 +1,157 @@
+"""What is learned: how a batch becomes a loss. The loop knows nothing of it but this interface.
+
+A task has a model, an initial state, `frozen` arrays that steps read but nothing trains or saves,
+and pure functions from a batch to losses and logits.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from bionets_jax import losses
+from bionets_jax.layers.ic import SCHEDULED
+from bionets_jax.training.teacher import Teacher
+
+Tree = Any
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+  """uint8 images (N, H, W, C) as float32, `(x / 255 - mean) / std` per channel."""
+  x = images.astype(jnp.float32) / 255.0
+  return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
+def topk_correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
+  """(N,) float32: 1 where fewer than k classes score above the label's. NaN is never correct."""
+  target = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+  return ((~(logits <= target)).sum(-1) < k).astype(jnp.float32)
+
+
+class Classification:
+  """Cross-entropy with the labels."""
+
+  def __init__(
+      self,
+      model: nn.Module,
+      *,
+      image_shape: tuple[int, int, int],
+      mean: tuple[float, ...],
+      std: tuple[float, ...],
+      label_smoothing: float = 0.0,
+      alpha_schedule: Callable | None = None,
+  ):
+    """
+    Args:
+      model: maps (N, H, W, C) to logits.
+      image_shape: (H, W, C).
+      mean, std: normalisation of images in 0..1, one number or one per channel.
+      label_smoothing: mass spread evenly over the classes, in training.
+      alpha_schedule: step -> alpha, for units whose alpha is 'scheduled'.
+
+    Raises:
+      ValueError: if mean or std do not fit the channels.
+    """
+    for name, value in (("mean", mean), ("std", std)):
+      if len(value) not in (1, image_shape[-1]):
+        raise ValueError(f"config.data.{name}={tuple(value)} has {len(value)} numbers for images of "
+                         f"{image_shape[-1]} channels; give 1 or {image_shape[-1]}")
+    self.model = model
+    self.image_shape = tuple(image_shape)
+    self.mean, self.std = tuple(mean), tuple(std)
+    self.label_smoothing = label_smoothing
+    self.alpha_schedule = alpha_schedule
+    self.frozen: Tree = {}
+
+  def init(self, rng: jax.Array) -> tuple[Tree, Tree]:
+    """(params, the other collections). Pure: the caller jits it."""
+    images = jnp.zeros((1, *self.image_shape), jnp.float32)
+    variables = dict(self.model.init(rng, images, train=False))
+    return variables.pop("params"), variables
+
+  def at_step(self, model_state: Tree, step: jax.Array) -> Tree:
+    """The model state with everything set that a schedule moves."""
+    if SCHEDULED not in model_state:
+      return model_state
+    alphas = jax.tree.map(lambda a: jnp.full_like(a, self.alpha_schedule(step)), model_state[SCHEDULED])
+    return {**model_state, SCHEDULED: alphas}
+
+  def train_losses(
+      self, params: Tree, model_state: Tree, frozen: Tree, batch: Batch, step: jax.Array,
+      rng: jax.Array,
+  ) -> tuple[jax.Array, Tree, Metrics]:
+    """Losses (N,), the new model state, and metrics as per-example values (N,) or scalars."""
+    logits, new_state = self.model.apply(
+        {"params": params, **model_state}, normalize(batch["image"], self.mean, self.std),
+        train=True, mutable=list(model_state), rngs={"dropout": rng})
+    values, metrics = self.losses(logits, frozen, batch, step)
+    metrics["top1_error"] = 100.0 * (1.0 - topk_correct(logits, batch["label"], 1))
+    alphas = [a for path, a in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "alpha"]
+    if alphas:
+      metrics["alpha"] = jnp.mean(jnp.stack([a.mean() for a in alphas]))
+    return values, new_state, metrics
+
+  def losses(
+      self, logits: jax.Array, frozen: Tree, batch: Batch, step: jax.Array
+  ) -> tuple[jax.Array, Metrics]:
+    """Losses (N,) of logits (N, K), and further metrics."""
+    return losses.cross_entropy(logits, batch["label"], self.label_smoothing), {}
+
+  def evaluate(self, params: Tree, model_state: Tree, batch: Batch) -> Metrics:
+    """Per-example values (N,) in eval mode: loss, top1_error and, from six classes on, top5_error."""
+    images = normalize(batch["image"], self.mean, self.std)
+    logits = self.model.apply({"params": params, **model_state}, images, train=False)
+    metrics = {
+        "loss": losses.cross_entropy(logits, batch["label"]),
+        "top1_error": 100.0 * (1.0 - topk_correct(logits, batch["label"], 1))}
+    if logits.shape[-1] > 5:
+      metrics["top5_error"] = 100.0 * (1.0 - topk_correct(logits, batch["label"], 5))
+    return metrics
+
+
+class WeakLogitDistillation(Classification):
+  """WLD: the student starts as its teacher and is held near it, ever more loosely.
+
+  The teacher runs in eval mode on the same augmented batch, under its own normalisation. Its
+  variables are `frozen`: steps read them, no optimiser and no checkpoint sees them.
+  """
+
+  def __init__(self, model: nn.Module, teacher: Teacher, *, distill_weight: Callable,
+               temperature: float, tolerance: float, distill: str, hinge: str, **kwargs):
+    """
+    Args:
+      model: the student, whose variables include the teacher's.
+      teacher: the network to start from.
+      distill_weight: step -> lambda.
+      temperature, tolerance, distill, hinge: see `losses.wld_loss`.
+      **kwargs: of `Classification`.
+    """
+    super().__init__(model, **kwargs)
+    self.teacher = teacher
+    self.frozen = teacher.variables
+    self.distill_weight = distill_weight
+    self.options = dict(temperature=temperature, tolerance=tolerance, distill=distill, hinge=hinge)
+
+  def teacher_logits(self, frozen: Tree, images: jax.Array) -> jax.Array:
+    """Logits of the frozen teacher for uint8 images."""
+    pre = self.teacher.preprocessing
+    return jax.lax.stop_gradient(
+        self.teacher.model.apply(frozen, normalize(images, pre.mean, pre.std), train=False))
+
+  def losses(self, logits, frozen, batch, step):
+    teacher = self.teacher_logits(frozen, batch["image"])
+    weight = self.distill_weight(step)
+    values = losses.wld_loss(
+        logits, teacher, batch["label"], distill_weight=weight,
+        label_smoothing=self.label_smoothing, **self.options)
+    kind = "kl" if self.options["distill"] == "printed" else self.options["distill"]
+    metrics = {
+        "cross_entropy": losses.cross_entropy(logits, batch["label"]),
+        "distillation": losses.distillation(
+            logits, teacher, temperature=self.options["temperature"], kind=kind),
+        "distill_weight": weight}
+    return values, metrics

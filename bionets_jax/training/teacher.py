@@ -1,0 +1,128 @@
+"""The base network that weak logit distillation starts from."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+from flax.traverse_util import flatten_dict
+
+from bionets_jax import weights
+from bionets_jax.counting import abstract_variables
+from bionets_jax.models import base_name, create_model
+from bionets_jax.weights.native import load_native
+from bionets_jax.weights.preprocessing import Preprocessing
+
+WEIGHT_FILE = "weights.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+  """A trained network.
+
+  Attributes:
+    name: of the model.
+    model: the module.
+    variables: {'params': ..., 'batch_stats': ...}.
+    preprocessing: the input that it was trained on.
+    source: the workdir or file.
+  """
+
+  name: str
+  model: nn.Module
+  variables: Mapping[str, Any]
+  preprocessing: Preprocessing
+  source: str
+
+
+def check_teacher_path(path: str) -> None:
+  """Fails at once where there is nothing to load.
+
+  Raises:
+    ValueError: no path at all.
+    FileNotFoundError: no such file, or a workdir whose run is not finished.
+  """
+  if not path:
+    raise ValueError(
+        "config.teacher.weights is empty: WLD needs a pretrained network. Give the workdir of a "
+        "finished run, or a torchvision-layout .safetensors or .pth file, e.g. "
+        "--config.teacher.weights=resnet50.safetensors")
+  if os.path.isdir(path):
+    if not os.path.isfile(os.path.join(path, WEIGHT_FILE)):
+      state = "holds a run that is not finished" if os.path.isfile(
+          os.path.join(path, "config.json")) else "is not the workdir of a run"
+      raise FileNotFoundError(
+          f"config.teacher.weights={path!r} {state}: it has no {WEIGHT_FILE}, which a run writes "
+          "when it is done")
+  elif not os.path.isfile(path):
+    raise FileNotFoundError(
+        f"config.teacher.weights={path!r}: no such file or directory. Give the workdir of a "
+        "finished run, or a torchvision-layout .safetensors or .pth file")
+
+
+def load_teacher(
+    path: str, *, student: str, model_name: str, num_classes: int,
+    image_shape: tuple[int, int, int], dtype: Any,
+) -> Teacher:
+  """Loads a teacher from a workdir or from another library's file.
+
+  Args:
+    path: workdir, or file in a layout that `weights.load_pretrained` knows.
+    student: name of the student's model.
+    model_name: name of the teacher's; '' for the plain network under the student.
+    num_classes: of the data.
+    image_shape: (H, W, C) of the data.
+    dtype: of the teacher's computation; the student's, so that the two agree at alpha = 0.
+
+  Raises:
+    FileNotFoundError, ValueError: saying what does not fit.
+  """
+  check_teacher_path(path)
+  name = model_name or base_name(student)
+  if os.path.isdir(path):
+    variables, about = load_native(os.path.join(path, WEIGHT_FILE))
+    if model_name and about["model"] != model_name:
+      raise ValueError(f"config.teacher.model={model_name!r}, but {path} holds {about['model']!r}")
+    name, options = about["model"], about["options"]
+    if about["num_classes"] != num_classes or about["image_shape"][-1] != image_shape[-1]:
+      raise ValueError(
+          f"the teacher in {path} was trained for {about['num_classes']} classes on images of "
+          f"{about['image_shape'][-1]} channels; the data has {num_classes} and {image_shape[-1]}")
+    preprocessing = Preprocessing(**about["preprocessing"])
+  else:
+    options = {}
+  model = create_model(name, num_classes, dtype=dtype, **options)
+  if not os.path.isdir(path):
+    pretrained = weights.load_pretrained(
+        path, abstract_variables(model, image_shape), model_name=name)
+    variables, preprocessing = pretrained.variables, pretrained.preprocessing
+  return Teacher(name, model, variables, preprocessing, path)
+
+
+def check_inheritance(
+    teacher: Mapping[str, Any], student: Mapping[str, Any], names: tuple[str, str]
+) -> list[str]:
+  """The student's paths that the teacher has not: what WLD adds.
+
+  Args:
+    teacher: its variables.
+    student: its variables, or their shapes.
+    names: of the two models, for the message.
+
+  Raises:
+    ValueError: if the teacher has a leaf that the student lacks or has in another shape.
+  """
+  old, new = flatten_dict(teacher, sep="/"), flatten_dict(student, sep="/")
+  wrong = [f"{k}: {tuple(v.shape)} in the teacher, "
+           f"{tuple(new[k].shape) if k in new else 'absent'} in the student"
+           for k, v in old.items() if k not in new or new[k].shape != v.shape]
+  if wrong:
+    shown = "\n  ".join(wrong[:10])
+    raise ValueError(
+        f"{names[1]} cannot start from {names[0]}: {len(wrong)} of its {len(old)} leaves do not fit\n"
+        f"  {shown}" + ("\n  ..." if len(wrong) > 10 else "")
+        + f"\nthe network under {names[1]} is {base_name(names[1])}")
+  return [k for k in new if k not in old]
+
+
