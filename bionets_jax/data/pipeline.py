@@ -5,6 +5,7 @@ the host (stream.py). Either way a batch is a pure function of (seed, step) and 
 not of the number of workers, processes or devices.
 """
 
+import itertools
 import os
 
 import jax
@@ -218,12 +219,18 @@ class Pipeline:
     wanted = _fields(plan)
 
     def to_devices(local):
+      # What comes from worker processes is shared memory. jax may keep a reference to it for as
+      # long as it likes, so that it would still be there at exit; the copy lets it go at once.
+      own = np.array if workers else np.asarray
       return {
-          field: _global_array(local[field], self._sharding, shards, self._mesh.size)
+          field: _global_array(own(local[field]), self._sharding, shards, self._mesh.size)
           for field in wanted
       }
 
-    return Prefetcher(host, to_devices, _DEVICE_BATCHES_AHEAD, host.close)
+    # Evaluation stops here, not in Grain: an exhausted Grain iterator keeps its last batches in
+    # shared memory until the garbage collector runs, which at exit is too late.
+    batches = itertools.islice(host, getattr(plan, "num_steps", None))
+    return Prefetcher(batches, to_devices, _DEVICE_BATCHES_AHEAD, host.close)
 
 
 class _ResidentBatches:

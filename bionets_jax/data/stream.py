@@ -46,8 +46,8 @@ class BatchReader:
     self._num_shards = num_shards
 
   def __len__(self):
-    # Training has no end; evaluation has num_steps.
-    return getattr(self._plan, "num_steps", sys.maxsize)
+    # Without end, evaluation too: its consumer stops, and the batches behind are empty.
+    return sys.maxsize
 
   def __getitem__(self, step):
     """Returns {'image': uint8 (n, h, w, c), 'label': int32 (n,), 'mask': float32 (n,)}.
