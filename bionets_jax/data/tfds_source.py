@@ -101,7 +101,7 @@ class TfdsSource(Source):
 
   Raises:
     FileNotFoundError: the set is not prepared.
-    ValueError: stored as TFRecord, unknown split, empty split, or not image classification.
+    ValueError: not stored as ArrayRecord, unknown split, empty split, or not image classification.
   """
 
   def __init__(self, name, split, data_dir=""):
@@ -110,11 +110,11 @@ class TfdsSource(Source):
     self.location = os.fspath(find_prepared(name, data_dir))
     self._data = None
     builder = self._builder()
-    file_format = builder.info.file_format
-    if file_format is None or file_format.value != "array_record":
+    formats = sorted(f.value for f in builder.info.available_file_formats())
+    if "array_record" not in formats:
       raise ValueError(
-          f"{self.location} is stored as {file_format and file_format.value}, which has no random"
-          " access. Convert it (once, without TensorFlow):\n"
+          f"{self.location} is stored as {' and '.join(formats) or 'an unknown format'}, which has"
+          " no random access. Convert it to ArrayRecord (once, without TensorFlow):\n"
           f"  python -m bionets_jax.data.prepare --convert {self.location}"
       )
     features = builder.info.features
@@ -148,7 +148,9 @@ class TfdsSource(Source):
       import tensorflow_datasets as tfds
 
       self._data = self._builder().as_data_source(
-          self.split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+          self.split,
+          deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
+          file_format="array_record",
       )
     return self._data
 

@@ -1,0 +1,88 @@
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bionets_jax.data import open_source
+from bionets_jax.data.digits import split_indices
+
+
+def write_image(path, value):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  kind = {"jpeg": "JPEG", "jpg": "JPEG", "png": "PNG"}[path.suffix[1:].lower()]
+  Image.fromarray(np.full((4, 6, 3), value, np.uint8)).save(path, format=kind)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  for i, name in enumerate(["b/2.jpg", "b/10.JPEG", "a/x.png", "c/y.jpg", "c/a b.jpg"]):
+    write_image(tmp_path / "train" / name, 10 * i)
+    write_image(tmp_path / "val" / name, 10 * i)
+  (tmp_path / "train" / "b" / "notes.txt").write_text("no image")
+  (tmp_path / "train" / "b" / ".hidden.jpg").write_text("no image")
+  (tmp_path / "train" / ".cache").mkdir()
+  return tmp_path
+
+
+def test_digits_are_scikit_learns():
+  datasets = pytest.importorskip("sklearn.datasets")
+  reference = datasets.load_digits()
+  for split in ("train", "test"):
+    source = open_source("digits", split)
+    stored = split_indices(split)
+    for i in range(len(source)):
+      image, label, key = source.read(i)
+      assert image.dtype == np.uint8 and image.shape == source.image_shape == (8, 8, 1)
+      grey = np.round(reference.images[stored[i]] * 255 / 16)
+      np.testing.assert_array_equal(image[..., 0], grey)
+      assert label == reference.target[stored[i]]
+      assert key == f"digits[{stored[i]}]"
+
+
+def test_digits_split_is_disjoint_complete_and_stratified():
+  train, test = split_indices("train"), split_indices("test")
+  assert (len(train), len(test)) == (1442, 355)
+  assert sorted([*train, *test]) == list(range(1797))
+  source = open_source("digits", "test")
+  labels = [source.read(i)[1] for i in range(len(source))]
+  assert np.bincount(labels).tolist() == [35, 36, 35, 36, 36, 36, 36, 35, 34, 36]
+  assert source.num_classes == 10
+
+
+def test_digits_unknown_split():
+  with pytest.raises(ValueError, match="Unknown split of digits 'tests'. Did you mean 'test'"):
+    open_source("digits", "tests")
+
+
+def test_folder_is_sorted_and_skips_what_is_no_image(folder):
+  source = open_source("folder", "train", str(folder))
+  assert source.class_names == ("a", "b", "c")
+  assert source.image_shape == (None, None, 3)
+  found = [source.read(i) for i in range(len(source))]
+  names = [key.split("/train/")[1] for _, _, key in found]
+  assert names == ["a/x.png", "b/10.JPEG", "b/2.jpg", "c/a b.jpg", "c/y.jpg"]
+  assert [label for _, label, _ in found] == [0, 1, 1, 2, 2]
+  assert found[0][0] == (folder / "train/a/x.png").read_bytes()
+
+
+def test_folder_survives_pickling(folder):
+  source = open_source("folder", "val", str(folder))
+  copy = pickle.loads(pickle.dumps(source))
+  assert copy.read_many([4, 0]) == source.read_many([4, 0])
+  assert (len(copy), copy.class_names) == (len(source), source.class_names)
+
+
+def test_folder_errors(folder, tmp_path):
+  with pytest.raises(ValueError, match="needs a directory"):
+    open_source("folder", "train", "")
+  with pytest.raises(FileNotFoundError, match="nowhere is not one"):
+    open_source("folder", "train", str(tmp_path / "nowhere"))
+  with pytest.raises(FileNotFoundError, match="'valid'. Did you mean 'val'.*Known: train, val"):
+    open_source("folder", "valid", str(folder))
+  (folder / "train" / "d").mkdir()
+  with pytest.raises(ValueError, match="no images in 1 of 4 class directories, e.g. 'd'"):
+    open_source("folder", "train", str(folder))
+  (folder / "empty").mkdir()
+  with pytest.raises(ValueError, match="has no sub-directories"):
+    open_source("folder", "empty", str(folder))
