@@ -98,4 +98,6 @@ def _say(text: str) -> None:
 
 def _fail(message: str, status: int = 2) -> None:
   print(f"error: {message}", file=sys.stderr, flush=True)
+  if "bionets_jax.training.devices" in sys.modules:
+    sys.modules["bionets_jax.training.devices"].leave(status)
   sys.exit(status)

@@ -4,6 +4,9 @@ The unit that Grain distributes over threads and worker processes is the batch, 
 holds cannot depend on their number. Nothing here imports jax; workers unpickle `BatchReader`.
 """
 
+import math
+import os
+import shutil
 import sys
 
 import numpy as np
@@ -45,6 +48,12 @@ class BatchReader:
     self._shards = tuple(shards)
     self._num_shards = num_shards
 
+  @property
+  def batch_bytes(self):
+    """Bytes of the images of this process's part of a full batch."""
+    rows = self._plan.batch_size // self._num_shards * len(self._shards)
+    return rows * math.prod(self._image_shape)
+
   def __len__(self):
     # Without end, evaluation too: its consumer stops, and the batches behind are empty.
     return sys.maxsize
@@ -79,6 +88,23 @@ class BatchReader:
     return {"image": images, "label": labels, "mask": (indices >= 0).astype(np.float32)}
 
 
+def _check_shared_memory(batch_bytes, workers, directory="/dev/shm"):
+  """Raises ValueError if the workers' batches cannot fit into shared memory.
+
+  Without this a worker dies of a bus error. A worker holds at least the batch that it has ready
+  and the one that it is making.
+  """
+  if not os.path.isdir(directory):
+    return
+  free, needed = shutil.disk_usage(directory).free, 2 * workers * batch_bytes
+  if free < needed:
+    raise ValueError(
+        f"{directory} has {free / 2**20:.0f} MiB free, and {workers} workers need at least"
+        f" {needed / 2**20:.0f} MiB there for their batches. Start the container with"
+        f" --shm-size={2 * needed / 2**30:.1f}g, or use fewer workers (0 needs none)."
+    )
+
+
 def checked_label(label, num_classes, key):
   """Returns the label, or raises ValueError if it is none (unlabelled test sets have -1)."""
   if not 0 <= label < num_classes:
@@ -97,12 +123,17 @@ def read_ahead(reader, start_step, workers, threads):
 
   Returns:
     An iterator with `close()`, which stops the workers.
+
+  Raises:
+    ValueError: there is too little shared memory for the workers.
   """
   import grain
   from absl import flags
 
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # Grain reads its flags, also where no absl app runs
+  if workers:
+    _check_shared_memory(reader.batch_bytes, workers)
   threads = 1 if workers else threads
   dataset = grain.MapDataset.source(reader)[start_step:].to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Sequence
 
 import jax
 from jax.experimental import multihost_utils
@@ -43,9 +44,10 @@ def start_distributed(spec: str) -> None:
   sys.excepthook = die
 
 
-def make_mesh() -> Mesh:
-  """All devices of all processes along one axis, 'data'."""
-  return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The devices, by default all of all processes, along one axis, 'data'."""
+  devices = jax.devices() if devices is None else devices
+  return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -66,10 +68,20 @@ def check_platform(wanted: str) -> None:
         "or set config.device=''")
 
 
-def describe_devices() -> str:
-  count, processes = jax.device_count(), jax.process_count()
-  text = f"{count} x {jax.devices()[0].device_kind} ({jax.default_backend()})"
+def describe_devices(mesh: Mesh) -> str:
+  """'8 x NVIDIA H200 (gpu) in 2 processes'."""
+  first, processes = mesh.devices.flat[0], jax.process_count()
+  text = f"{mesh.size} x {first.device_kind} ({first.platform})"
   return text + (f" in {processes} processes" if processes > 1 else "")
+
+
+def leave(status: int) -> None:
+  """Ends the process. In a job of several, at once: a normal exit would wait for the others."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if jax.distributed.is_initialized():
+    os._exit(status)
+  sys.exit(status)
 
 
 class StopRequest:

@@ -9,7 +9,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax
@@ -49,7 +49,8 @@ class Result:
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: str, *, say: Callable[[str], None] = print
+    config: ml_collections.ConfigDict, workdir: str, *, say: Callable[[str], None] = print,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Result:
   """Trains, or goes on training, what `config` describes in `workdir`.
 
@@ -58,6 +59,7 @@ def train(
     workdir: of this run alone; made if absent. Afterwards it holds config.json, metrics.jsonl,
       events.*, checkpoints/, weights.safetensors and summary.json.
     say: where progress goes.
+    devices: to run on; default all of them.
 
   Returns:
     The final state and the summary that summary.json holds.
@@ -79,12 +81,12 @@ def train(
   if not lead:
     say = _silent
   started = time.perf_counter()
-  setup = make_setup(config)
+  setup = make_setup(config, devices)
   task, pipeline = setup.task, setup.pipeline
   if lead:
     os.makedirs(workdir, exist_ok=True)
     _write_json(os.path.join(workdir, "config.json"), config_lib.to_json(config))
-  say(f"run         {workdir}\ndevices     {describe_devices()}, {setup.dtype}")
+  say(f"run         {workdir}\ndevices     {describe_devices(setup.mesh)}, {setup.dtype}")
   say("data        " + pipeline.describe().replace("\n", "\n            "))
   if setup.inherited:
     say(f"student     {overview.inheritance(setup)}")
@@ -122,6 +124,9 @@ def train(
     say(f"ready after {time.perf_counter() - started:.1f} s; "
         f"{setup.total_steps - step} steps to go, {pipeline.steps_per_epoch} an epoch")
 
+  if setup.inherited and step == 0:
+    say(overview.initial_agreement(setup, state, frozen))
+
   # Train -------------------------------------------------------------------------------------
   def save():
     checkpoints.save(step, state, {
@@ -143,9 +148,14 @@ def train(
   in_flight = collections.deque()
 
   def settle(limit: int):
+    """Fetches the metrics of all but the newest `limit` steps; logs those that are due."""
     while len(in_flight) > limit:
       number, metrics = in_flight.popleft()
-      averages.add(number, jax.device_get(metrics), config, checkpoints.latest_step())
+      metrics = jax.device_get(metrics)  # returns when the step is done
+      averages.add(number, metrics, config, checkpoints.latest_step())
+      clock.stepped(int(metrics["count"]))
+      if number % setup.log_every == 0 or number == setup.total_steps:
+        _log(writer, say, setup, clock, number, averages.take())
 
   batches = pipeline.train_batches(step)
   try:
@@ -158,7 +168,6 @@ def train(
         size = batch["label"].shape[0]
         state, metrics = compiled[size](state, frozen, batch)
         step += 1
-        clock.stepped(size)
         in_flight.append((step, metrics))
         settle(IN_FLIGHT)
 
@@ -168,8 +177,6 @@ def train(
         saving = last or stopping or step % setup.checkpoint_every == 0
         if evaluating or saving:
           settle(0)  # a state that is saved or evaluated has finite losses behind it
-        if averages.steps and (last or evaluating or stopping or step % setup.log_every == 0):
-          _log(writer, say, setup, clock, step, averages.take())
         if evaluating:
           evaluate_now()
         if saving:
@@ -290,7 +297,7 @@ def make_summary(
       "best": memory["best"],
       "train_seconds": round(clock.train, 1),
       "total_seconds": round(clock.total, 1),
-      "devices": describe_devices(),
+      "devices": describe_devices(setup.mesh),
       "dtype": setup.dtype,
       "versions": {"bionets_jax": bionets_jax.__version__, "jax": jax.__version__,
                    "flax": flax.__version__},
@@ -318,12 +325,12 @@ class _Averages:
   """Means over the steps since the last log line."""
 
   def __init__(self):
-    self.take()
+    self._sums: dict[str, float] = collections.defaultdict(float)
 
   def take(self) -> dict[str, float]:
-    sums = getattr(self, "_sums", {})
-    count = sums.pop("count", 1.0)
-    self._sums, self.steps = collections.defaultdict(float), 0
+    sums = self._sums
+    count = sums.pop("count")
+    self._sums = collections.defaultdict(float)
     return {name: value / count for name, value in sums.items()}
 
   def add(self, step: int, metrics: dict[str, Any], config: Any, checkpoint: int | None) -> None:
@@ -335,7 +342,6 @@ class _Averages:
           f"A smaller config.schedule.lr (now {config.schedule.lr}) or a config.schedule.warmup "
           "often helps")
     _add(self._sums, metrics)
-    self.steps += 1
 
 
 def _log(writer, say, setup: Setup, clock: Clock, step: int, values: dict[str, float]) -> None:
@@ -354,7 +360,9 @@ def _log(writer, say, setup: Setup, clock: Clock, step: int, values: dict[str, f
 
 def _show(values: dict[str, float]) -> str:
   def one(key, value):
-    return f"{key[:-6]} error {value:.2f} %" if key.endswith("_error") else f"{key} {value:.4f}"
+    if key.endswith("_error"):
+      return f"{key[:-6].replace('top', 'top-')} error {value:.2f} %"
+    return f"{key} {value:.4f}"
   return "  ".join(one(k, v) for k, v in values.items())
 
 

@@ -5,9 +5,11 @@ import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from bionets_jax.counting import LayerCount, count_layers
 from bionets_jax.training.setup import Setup
+from bionets_jax.training.state import TrainState
 
 
 def model_table(model: nn.Module, params: Any, image_shape: tuple[int, int, int]) -> str:
@@ -39,6 +41,22 @@ def inheritance(setup: Setup) -> str:
   kinds = collections.Counter(path.split("/")[-1] for path in setup.new_paths)
   new = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "nothing"
   return f"starts from {setup.task.teacher.name} in {setup.task.teacher.source}; new: {new}"
+
+
+def initial_agreement(setup: Setup, state: TrainState, frozen: Any) -> str:
+  """How far the student is from its teacher before the first step, on the first held-out images."""
+  batches = setup.pipeline.eval_batches()
+  batch = next(batches)
+  batches.close()
+  gap = float(jax.jit(setup.task.initial_gap)(state.params, state.model_state, frozen, batch))
+  text = (f"student and teacher differ by at most {gap:.3g} in any logit of "
+          f"{batch['label'].shape[0]} held-out images")
+  pre = setup.task.teacher.preprocessing
+  if (tuple(pre.mean), tuple(pre.std)) != (setup.task.mean, setup.task.std):
+    text += (f"\nnote: the student's input is normalised by mean {setup.task.mean}, std "
+             f"{setup.task.std}, the teacher's by {pre.mean}, {pre.std}; with config.data.mean=() and "
+             "std=() the student takes over the teacher's")
+  return text
 
 
 def memory(compiled: Any) -> str:

@@ -1,7 +1,7 @@
 """From a config to everything a run needs. Whatever can be wrong with a config comes out here."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -52,8 +52,14 @@ class Setup:
   dtype: str
 
 
-def make_setup(config: ml_collections.ConfigDict) -> Setup:
+def make_setup(
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
+) -> Setup:
   """Checks a config and builds what it describes; the cheap checks come first.
+
+  Args:
+    config: see `training.config`.
+    devices: to run on; default all of them.
 
   Raises:
     ValueError, FileNotFoundError, RuntimeError: saying what is wrong and what would be right.
@@ -71,7 +77,7 @@ def make_setup(config: ml_collections.ConfigDict) -> Setup:
   if config.batch_size < 1:
     raise ValueError(f"config.batch_size={config.batch_size}: give 1 or more")
 
-  mesh = make_mesh()
+  mesh = make_mesh(devices)
   data = config.data
   pipeline = make_pipeline(
       name=data.name, dir=data.dir, train_split=data.train_split, eval_split=data.eval_split,

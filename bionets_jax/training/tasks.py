@@ -142,6 +142,15 @@ class WeakLogitDistillation(Classification):
     return jax.lax.stop_gradient(
         self.teacher.model.apply(frozen, normalize(images, pre.mean, pre.std), train=False))
 
+  def initial_gap(self, params: Tree, model_state: Tree, frozen: Tree, batch: Batch) -> jax.Array:
+    """The largest difference of any logit between student and teacher, both in eval mode.
+
+    0 before the first step if both have the same normalisation.
+    """
+    images = normalize(batch["image"], self.mean, self.std)
+    student = self.model.apply({"params": params, **model_state}, images, train=False)
+    return jnp.abs(student - self.teacher_logits(frozen, batch["image"])).max()
+
   def losses(self, logits, frozen, batch, step):
     teacher = self.teacher_logits(frozen, batch["image"])
     weight = self.distill_weight(step)

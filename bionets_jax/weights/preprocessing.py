@@ -10,15 +10,15 @@ class Preprocessing:
   """What a network expects: `(image / 255 - mean) / std`, at a size, resized in a way.
 
   Attributes:
-    mean: three numbers in 0..1, RGB.
-    std: three positive numbers in the same unit.
+    mean: one number in 0..1 for each channel, or one for all.
+    std: positive numbers in the same unit.
     image_size: side of the square that the network sees at evaluation.
     resize: length that the shorter side is resized to before the central crop of `image_size`.
     interpolation: 'nearest', 'bilinear' or 'bicubic'.
   """
 
-  mean: tuple[float, float, float]
-  std: tuple[float, float, float]
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
   image_size: int
   resize: int
   interpolation: str = "bilinear"
@@ -27,8 +27,8 @@ class Preprocessing:
     for name in ("mean", "std"):
       values = tuple(float(value) for value in getattr(self, name))
       object.__setattr__(self, name, values)
-      if len(values) != 3 or not all(0 <= value <= 1 for value in values):
-        raise ValueError(f"{name} {values}: expected three numbers in 0..1 (not 0..255)")
+      if not values or not all(0 <= value <= 1 for value in values):
+        raise ValueError(f"{name} {values}: expected numbers in 0..1 (not 0..255), one a channel")
     if min(self.std) == 0:
       raise ValueError(f"std {self.std}: expected positive numbers")
     if not 0 < self.image_size <= self.resize:
