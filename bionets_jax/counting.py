@@ -66,10 +66,8 @@ def count_layers(model: nn.Module, image_shape: int | tuple[int, ...]) -> list[L
       layers.append(LayerCount("/".join(module.path), type(module).__name__, n[1:], macs, box))
     return out
 
-  variables = abstract_variables(model, shape)
-  images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
   with nn.intercept_methods(count):
-    jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images)
+    abstract_variables(model, shape)  # initialisation is a forward pass
   return layers
 
 
