@@ -10,7 +10,8 @@ import ml_collections
 from bionets_jax.report.curves import plot_runs
 from bionets_jax.report.table import run_table
 from bionets_jax.training.config import check_config, nearest
-from bionets_jax.training.loop import evaluate_workdir, train
+from bionets_jax.training.evaluation import evaluate_workdir
+from bionets_jax.training.loop import train
 
 _STUDY_KEYS = ("title", "runs")
 

@@ -6,34 +6,35 @@ from s, so going on from a checkpoint of step s repeats, bit for bit, what an un
 
 import collections
 import dataclasses
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax
 import jax
 import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-import bionets_jax
-from bionets_jax.counting import count_macs, count_parameters
 from bionets_jax.training import config as config_lib
 from bionets_jax.training import overview
 from bionets_jax.training.checkpoints import Checkpoints, abstract_like
 from bionets_jax.training.clock import Clock, readable
 from bionets_jax.training.devices import StopRequest, describe_devices, replicated
+from bionets_jax.training.evaluation import IN_FLIGHT, add, evaluate
 from bionets_jax.training.setup import Setup, make_setup
 from bionets_jax.training.state import TrainState, make_eval_step, make_init, make_train_step
+from bionets_jax.training.summary import (
+  about_weights,
+  finished,
+  make_summary,
+  result_line,
+  show,
+  write_json,
+)
 from bionets_jax.training.teacher import WEIGHT_FILE
 from bionets_jax.training.writer import MetricWriter, NoWriter
 from bionets_jax.weights.native import save_native
-
-# Steps that the host may be ahead of the device. Two keep it busy; many more deadlock collectives
-# of virtual CPU devices and hold batches on a GPU.
-IN_FLIGHT = 2
 
 
 class Interrupted(Exception):
@@ -73,7 +74,7 @@ def train(
   config_lib.check_config(config)
   summary = finished(config, workdir)
   if summary is not None:
-    say(f"{workdir}: done already, {_result_line(summary)}")
+    say(f"{workdir}: done already, {result_line(summary)}")
     return Result(None, summary)
 
   # Set up ------------------------------------------------------------------------------------
@@ -85,7 +86,7 @@ def train(
   task, pipeline = setup.task, setup.pipeline
   if lead:
     os.makedirs(workdir, exist_ok=True)
-    _write_json(os.path.join(workdir, "config.json"), config_lib.to_json(config))
+    write_json(os.path.join(workdir, "config.json"), config_lib.to_json(config))
   say(f"run         {workdir}\ndevices     {describe_devices(setup.mesh)}, {setup.dtype}")
   say("data        " + pipeline.describe().replace("\n", "\n            "))
   if setup.inherited:
@@ -141,7 +142,7 @@ def train(
       memory["best"] = memory["last"]
     epoch = step / pipeline.steps_per_epoch
     writer.write(step, epoch, {f"eval/{k}": v for k, v in values.items()})
-    say(f"step {step:>6}  epoch {epoch:6.2f}  eval  " + _show(values))
+    say(f"step {step:>6}  epoch {epoch:6.2f}  eval  " + show(values))
     clock.resume()
 
   averages = _Averages()
@@ -201,124 +202,9 @@ def train(
     params, model_state = jax.device_get(state.evaluated)
     save_native(os.path.join(workdir, WEIGHT_FILE), {"params": params, **model_state},
                 about_weights(config, setup))
-    _write_json(os.path.join(workdir, "summary.json"), summary)
-  say(f"finished in {readable(clock.total)}: {_result_line(summary)}")
+    write_json(os.path.join(workdir, "summary.json"), summary)
+  say(f"finished in {readable(clock.total)}: {result_line(summary)}")
   return Result(state, summary)
-
-
-def evaluate(setup: Setup, eval_step: Callable, state: TrainState) -> dict[str, float]:
-  """Means over the whole evaluation split, each example counted once."""
-  sums: dict[str, float] = collections.defaultdict(float)
-  in_flight = collections.deque()
-  batches = setup.pipeline.eval_batches()
-  try:
-    for batch in batches:
-      in_flight.append(eval_step(*state.evaluated, batch))
-      if len(in_flight) > IN_FLIGHT:
-        _add(sums, jax.device_get(in_flight.popleft()))
-  finally:
-    batches.close()
-  while in_flight:
-    _add(sums, jax.device_get(in_flight.popleft()))
-  count = sums.pop("count")
-  if round(count) != setup.pipeline.num_eval:
-    raise RuntimeError(f"evaluated {count:.0f} of {setup.pipeline.num_eval} examples")
-  return {name: value / count for name, value in sums.items()}
-
-
-def evaluate_workdir(
-    config: ml_collections.ConfigDict, workdir: str, *, say: Callable[[str], None] = print
-) -> dict[str, Any]:
-  """Evaluates the newest checkpoint of `workdir`.
-
-  Raises:
-    FileNotFoundError: if there is none.
-  """
-  config_lib.check_config(config)
-  if not os.path.isdir(os.path.join(workdir, "checkpoints")):
-    raise FileNotFoundError(f"{workdir} has no checkpoints; train first, without --mode=eval")
-  finished(config, workdir)  # the same config, or an error
-  setup = make_setup(config)
-  checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-  latest = checkpoints.latest_step()
-  if latest is None:
-    raise FileNotFoundError(f"{workdir}/checkpoints is empty; train first, without --mode=eval")
-  init = make_init(setup.task, setup.optimizer, ema=config.ema_decay > 0)
-  everywhere = replicated(setup.mesh)
-  shapes = jax.eval_shape(init, jax.random.key(0), setup.inherited)
-  abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
-  state, _ = checkpoints.restore(latest, abstract)
-  checkpoints.close()
-  eval_step = jax.jit(make_eval_step(setup.task), out_shardings=everywhere)
-  values = {"step": latest} | evaluate(setup, eval_step, state)
-  say(f"{workdir}, step {latest}, {setup.pipeline.num_eval} examples: "
-      + _show({k: v for k, v in values.items() if k != "step"}))
-  return values
-
-
-def finished(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
-  """The summary of the run in `workdir` if it is done, None if it is not or there is none.
-
-  Raises:
-    ValueError: if the workdir belongs to a run of another config, naming what differs.
-  """
-  path = os.path.join(workdir, "config.json")
-  if not os.path.exists(path):
-    return None
-  with open(path, encoding="utf-8") as file:
-    stored = json.load(file)
-  if changed := config_lib.differences(config, stored):
-    raise ValueError(f"{workdir} holds another run; choose another --workdir. It differs in\n  "
-                     + "\n  ".join(changed))
-  path = os.path.join(workdir, "summary.json")
-  if not os.path.exists(path):
-    return None
-  with open(path, encoding="utf-8") as file:
-    return json.load(file)
-
-
-def make_summary(
-    config: ml_collections.ConfigDict, setup: Setup, state: TrainState, clock: Clock,
-    memory: dict[str, Any],
-) -> dict[str, Any]:
-  """What summary.json holds."""
-  pipeline = setup.pipeline
-  return {
-      "model": config.model.name,
-      "task": config.task,
-      "data": config.data.name,
-      "parameters": count_parameters({"params": state.params}),
-      "macs": count_macs(setup.task.model, pipeline.image_shape),
-      "steps": setup.total_steps,
-      "epochs": round(setup.total_steps / pipeline.steps_per_epoch, 3),
-      "batch_size": config.batch_size,
-      "last": memory["last"],
-      "best": memory["best"],
-      "train_seconds": round(clock.train, 1),
-      "total_seconds": round(clock.total, 1),
-      "devices": describe_devices(setup.mesh),
-      "dtype": setup.dtype,
-      "versions": {"bionets_jax": bionets_jax.__version__, "jax": jax.__version__,
-                   "flax": flax.__version__},
-      "paper": config_lib.to_json(config.paper),
-  }
-
-
-def about_weights(config: ml_collections.ConfigDict, setup: Setup) -> dict[str, Any]:
-  """What the weight file says of itself, enough to build the model and feed it."""
-  height = setup.pipeline.image_shape[0]
-  return {
-      "model": config.model.name,
-      "options": config_lib.to_json(config.model.options),
-      "num_classes": setup.pipeline.num_classes,
-      "class_names": list(setup.pipeline.class_names),
-      "image_shape": list(setup.pipeline.image_shape),
-      "preprocessing": {
-          "mean": list(setup.task.mean), "std": list(setup.task.std), "image_size": height,
-          "resize": height, "interpolation": "bilinear"},
-      "eval_transform": config.data.eval_transform,
-  }
 
 
 class _Averages:
@@ -341,7 +227,7 @@ class _Averages:
           f"{metrics['grad_norm'] / metrics['count']:.3g}); no checkpoint was written of it, {kept}. "
           f"A smaller config.schedule.lr (now {config.schedule.lr}) or a config.schedule.warmup "
           "often helps")
-    _add(self._sums, metrics)
+    add(self._sums, metrics)
 
 
 def _log(writer, say, setup: Setup, clock: Clock, step: int, values: dict[str, float]) -> None:
@@ -353,23 +239,9 @@ def _log(writer, say, setup: Setup, clock: Clock, step: int, values: dict[str, f
       "train/learning_rate": rate, "time/images_per_second": rates["images_per_second"],
       "time/data_wait": rates["data_wait"], "time/train_seconds": clock.train})
   shown = {k: values[k] for k in ("loss", "top1_error", "distillation", "alpha") if k in values}
-  say(f"step {step:>6}  epoch {epoch:6.2f}  train {_show(shown)}  lr {rate:.3g}  "
+  say(f"step {step:>6}  epoch {epoch:6.2f}  train {show(shown)}  lr {rate:.3g}  "
       f"{rates['images_per_second']:,.0f} img/s  data wait {100 * rates['data_wait']:.0f} %  "
       f"left {readable(left)}")
-
-
-def _show(values: dict[str, float]) -> str:
-  def one(key, value):
-    if key.endswith("_error"):
-      return f"{key[:-6].replace('top', 'top-')} error {value:.2f} %"
-    return f"{key} {value:.4f}"
-  return "  ".join(one(k, v) for k, v in values.items())
-
-
-def _result_line(summary: dict[str, Any]) -> str:
-  last, best = summary["last"], summary["best"]
-  return (f"{summary['model']}, top-1 error {last['top1_error']:.2f} % at step {last['step']} "
-          f"(lowest {best['top1_error']:.2f} % at step {best['step']})")
 
 
 def _abstract_batch(setup: Setup, size: int) -> dict[str, jax.ShapeDtypeStruct]:
@@ -377,19 +249,6 @@ def _abstract_batch(setup: Setup, size: int) -> dict[str, jax.ShapeDtypeStruct]:
   return {
       "image": jax.ShapeDtypeStruct((size, *setup.pipeline.image_shape), np.uint8, sharding=split),
       "label": jax.ShapeDtypeStruct((size,), np.int32, sharding=split)}
-
-
-def _add(sums: dict[str, float], metrics: dict[str, Any]) -> None:
-  for name, value in metrics.items():
-    sums[name] += float(value)
-
-
-def _write_json(path: str, content: Any) -> None:
-  temporary = f"{path}.tmp"
-  with open(temporary, "w", encoding="utf-8") as file:
-    json.dump(content, file, indent=2)
-    file.write("\n")
-  os.replace(temporary, path)
 
 
 def _silent(text: str) -> None:

@@ -94,7 +94,7 @@ def make_setup(
 
   per_epoch = pipeline.steps_per_epoch
   def steps(key: str) -> int:
-    return config_lib.duration_in_steps(config[key], per_epoch, key)
+    return config_lib.duration_in_steps(getattr(config, key), per_epoch, key)
 
   total = steps("duration")
   schedule = make_schedule(

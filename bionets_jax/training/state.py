@@ -111,7 +111,7 @@ def make_train_step(
       new = {"params": params, "model_state": model_state}
       ema = jax.tree.map(lambda a, b: ema_decay * a + (1 - ema_decay) * b, ema, new)
     count = jnp.asarray(batch["label"].shape[0], jnp.float32)
-    metrics["grad_norm"] = optax.global_norm(grads) * count
+    metrics["grad_norm"] = optax.tree.norm(grads) * count
     metrics["count"] = count
     state = TrainState(step=state.step + 1, params=params, model_state=model_state,
                        opt_state=opt_state, ema=ema)

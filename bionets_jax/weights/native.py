@@ -9,7 +9,7 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save_file
 
-_FORMAT = "bionets_jax 1"
+_KEY = "bionets_jax"
 
 
 def save_native(path: str | os.PathLike, variables: Mapping[str, Any], about: Mapping[str, Any]) -> None:
@@ -22,7 +22,9 @@ def save_native(path: str | os.PathLike, variables: Mapping[str, Any], about: Ma
   """
   arrays = {k: np.ascontiguousarray(v) for k, v in _flatten(variables).items()}
   temporary = f"{os.fspath(path)}.tmp"
-  save_file(arrays, temporary, metadata={"format": _FORMAT, "about": json.dumps(about)})
+  # One metadata key only: the library writes several in random order, and equal runs should leave
+  # equal bytes.
+  save_file(arrays, temporary, metadata={_KEY: json.dumps(about)})
   os.replace(temporary, path)
 
 
@@ -38,9 +40,9 @@ def load_native(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
   try:
     with safetensors.safe_open(path, "np") as file:
       metadata = file.metadata() or {}
-    if metadata.get("format") != _FORMAT:
+    if _KEY not in metadata:
       raise ValueError(f"{path}: not written by bionets_jax")
-    about = json.loads(metadata["about"])
+    about = json.loads(metadata[_KEY])
     arrays = load_file(path)
   except safetensors.SafetensorError as error:
     raise ValueError(f"{path}: damaged weight file ({error})") from error
