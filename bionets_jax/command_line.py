@@ -4,9 +4,14 @@ import importlib.util
 import os
 import sys
 
+import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from bionets_jax.training.config import flatten, nearest
+
+USAGE = ("Usage: python launch.py --config=configs/quickstart.py [--workdir=DIR] [--mode=train|eval] "
+         "[--distributed=off|auto|host:port,rank,count] [--config.KEY=VALUE ...]")
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: try again later
 
 FLAGS = flags.FLAGS
@@ -25,40 +30,44 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """absl's parser, with ml_collections' bare complaint about an unknown key put into words."""
+  """absl's parser, with ml_collections' bare complaints put into words."""
+  config = _load_config(argv)
   try:
     return FLAGS(argv)
-  except flags.Error as error:
-    _fail(f"{error}\nUsage: python launch.py --config=configs/quickstart.py [--workdir=DIR] "
-          "[--mode=train|eval] [--config.KEY=VALUE]")
-  except (AttributeError, KeyError, ValueError, TypeError) as error:
-    _fail(_explain(argv, error))
-
-
-def _explain(argv: list[str], error: Exception) -> str:
-  """Which --config.KEY=VALUE was wrong, and the keys that come near."""
-  from bionets_jax.training.config import flatten, nearest
-
-  path = next((a.split("=", 1)[1] for a in argv if a.startswith(("--config=", "-config="))), None)
-  overrides = [a.lstrip("-").split("=", 1)[0] for a in argv if a.lstrip("-").startswith("config.")]
-  try:
-    known = flatten(_load_config(path))
-  except Exception as load_error:  # the config file itself is at fault
-    return f"{path}: {type(load_error).__name__}: {load_error}"
-  for key in overrides:
-    key = key[len("config."):].partition("[")[0]
-    if key not in known:
-      return (f"--config.{key}: {path} has no such key{nearest(key, known)}; "
+  except (AttributeError, KeyError, ValueError, TypeError, flags.Error) as error:
+    known = flatten(config) if config is not None else {}
+    for argument in argv[1:]:
+      key = argument.lstrip("-").split("=", 1)[0].partition("[")[0]
+      if known and key.startswith("config.") and key[len("config."):] not in known:
+        key = key[len("config."):]
+        _fail(f"--config.{key}: the config has no such key{nearest(key, known)}; "
               f"it has {', '.join(sorted(known))}")
-  return f"{type(error).__name__}: {error}"
+    _fail(f"{error}\n{USAGE}")
 
 
-def _load_config(path: str):
+def _load_config(argv: list[str]) -> ml_collections.ConfigDict | None:
+  """The config without its overrides; None if none is named. What is wrong with it comes out here."""
+  path = None
+  for i, argument in enumerate(argv):
+    if argument.lstrip("-").startswith("config="):
+      path = argument.split("=", 1)[1]
+    elif argument in ("--config", "-config") and i + 1 < len(argv):
+      path = argv[i + 1]
+  if not path:
+    return None
   file, _, argument = path.partition(":")
-  spec = importlib.util.spec_from_file_location("config", file)
+  if not os.path.isfile(file):
+    folder = os.path.dirname(file) or "."
+    there = sorted(n for n in os.listdir(folder) if n.endswith(".py")) if os.path.isdir(folder) else []
+    hint = nearest(os.path.basename(file), there)
+    _fail(f"--config={file}: no such file{hint}" + (f"; {folder} has {', '.join(there)}" if there else ""))
+  spec = importlib.util.spec_from_file_location("config_file", file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  return module.get_config(argument) if argument else module.get_config()
+  try:
+    return module.get_config(argument) if argument else module.get_config()
+  except ValueError as error:
+    _fail(f"--config={path}: {error}")
 
 
 def _default_workdir() -> str:
@@ -72,14 +81,13 @@ def _run(argv: list[str]) -> None:
   if len(argv) > 1:
     _fail(f"unexpected arguments: {' '.join(argv[1:])}")
   logging.set_verbosity(logging.WARNING)
+  # Imported late: a mistake on the command line should not have to wait for them.
+  from bionets_jax import experiments
   from bionets_jax.training.devices import start_distributed
+  from bionets_jax.training.loop import Interrupted
 
   try:
     start_distributed(FLAGS.distributed)
-    # Only now may something look at the devices.
-    from bionets_jax import experiments
-    from bionets_jax.training.loop import Interrupted
-
     workdir = FLAGS.workdir or _default_workdir()
     experiments.run(FLAGS.config, workdir, mode=FLAGS.mode, say=_say)
   except Interrupted:

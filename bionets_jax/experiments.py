@@ -1,10 +1,10 @@
 """Runs what a config file describes: one run, or a study of several, and reports on it."""
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import ml_collections
 
 from bionets_jax.report.curves import plot_runs
@@ -12,6 +12,7 @@ from bionets_jax.report.table import run_table
 from bionets_jax.training.config import check_config, nearest
 from bionets_jax.training.evaluation import evaluate_workdir
 from bionets_jax.training.loop import train
+from bionets_jax.training.summary import write_json
 
 _STUDY_KEYS = ("title", "runs")
 
@@ -37,11 +38,17 @@ def run(
   Raises:
     As `training.loop.train`.
   """
+  lead = jax.process_index() == 0
+  if not lead:
+    say = _silent
+  if os.path.isfile(workdir):
+    raise ValueError(f"--workdir={workdir} is a file; give a directory")
   if "runs" not in config:
     if mode == "eval":
       return evaluate_workdir(config, workdir, say=say)
     summary = train(config, workdir, say=say).summary
-    plot_runs({os.path.basename(os.path.abspath(workdir)): workdir}, _plot_path(workdir))
+    if lead:
+      plot_runs({os.path.basename(os.path.abspath(workdir)): workdir}, _plot_path(workdir))
     say(f"results in {workdir}: summary.json, metrics.jsonl, {_plot_path('.')[2:]}")
     return summary
 
@@ -54,12 +61,10 @@ def run(
   for number, (name, run_config) in enumerate(runs.items(), start=1):
     say(f"\n=== {config.title}: {name} ({number} of {len(runs)}) ===")
     summaries[name] = train(run_config, folders[name], say=say).summary
-  table = run_table(summaries)
-  with open(os.path.join(workdir, "summary.json"), "w", encoding="utf-8") as file:
-    json.dump(summaries, file, indent=2)
-    file.write("\n")
-  plot_runs(folders, _plot_path(workdir), title=config.title)
-  say(f"\n{config.title}\n{table}\n")
+  if lead:
+    write_json(os.path.join(workdir, "summary.json"), summaries)
+    plot_runs(folders, _plot_path(workdir), title=config.title)
+  say(f"\n{config.title}\n{run_table(summaries)}\n")
   say(f"{'This work was done already. ' if done_before else ''}Results in {workdir}: "
       f"summary.json, {_plot_path('.')[2:]}, and a folder for each run")
   return summaries
@@ -89,3 +94,7 @@ def _resolve(
 
 def _plot_path(workdir: str) -> str:
   return os.path.join(workdir, "plots", "curves.png")
+
+
+def _silent(text: str) -> None:
+  pass

@@ -1,0 +1,150 @@
+"""launch.py as its user meets it: in processes of its own."""
+
+import importlib.util
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from test_training import losses, weight_bytes
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = """
+import sys
+sys.path.insert(0, {tests!r})
+from tiny import tiny_config
+
+def get_config(argument=""):
+  return tiny_config(duration=argument or "24 steps")
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+  path = tmp_path_factory.mktemp("config") / "tiny_run.py"
+  path.write_text(CONFIG.format(tests=str(ROOT / "tests")))
+  return str(path)
+
+
+def environment(devices):
+  return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+
+
+def start(*arguments, devices=1):
+  return subprocess.Popen(
+      [sys.executable, "launch.py", *arguments], cwd=ROOT, env=environment(devices), text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def run(*arguments, devices=1):
+  process = start(*arguments, devices=devices)
+  output = process.communicate(timeout=240)[0]
+  return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def whole(config_file, tmp_path_factory):
+  workdir = str(tmp_path_factory.mktemp("cli") / "whole")
+  code, output = run(f"--config={config_file}:300 steps", f"--workdir={workdir}")
+  assert code == 0, output
+  return workdir
+
+
+def test_killed_and_terminated_the_run_ends_bit_identical(config_file, whole, tmp_path):
+  """SIGTERM saves and asks for a restart by its exit status; kill -9 loses what was not saved."""
+  workdir = str(tmp_path / "cut")
+  command = (f"--config={config_file}:300 steps", f"--workdir={workdir}")
+  codes = []
+  for number, lines in ((signal.SIGTERM, 5), (signal.SIGKILL, 40), (signal.SIGKILL, 11)):
+    process = start(*command)
+    for line in process.stdout:
+      lines -= line.startswith("step")
+      if lines == 0:
+        process.send_signal(number)
+        break
+    rest = process.stdout.read()
+    codes.append(process.wait(timeout=60))
+    if number == signal.SIGTERM:
+      assert "run the same command again" in rest
+  assert codes == [75, -signal.SIGKILL, -signal.SIGKILL]
+  code, output = run(*command)
+  assert code == 0 and "resuming from step" in output
+  assert weight_bytes(workdir) == weight_bytes(whole)
+  assert losses(workdir) == losses(whole)
+
+
+def test_two_processes_see_what_one_sees(config_file, whole, tmp_path):
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+  workdir = tmp_path / "two"
+  processes = [
+      start(f"--config={config_file}:8 steps", f"--workdir={workdir}",
+            f"--distributed=127.0.0.1:{port},{rank},2", devices=2) for rank in (0, 1)]
+  outputs = [p.communicate(timeout=240)[0] for p in processes]
+  assert [p.returncode for p in processes] == [0, 0], outputs
+  assert "4 x cpu (cpu) in 2 processes" in outputs[0]
+  # Only the first process speaks; the rest is the transport's own.
+  assert all(line.startswith("[Gloo]") for line in outputs[1].splitlines())
+  one, two = losses(whole)[:8], losses(str(workdir))
+  assert len(two) == 8
+  assert two == pytest.approx(one, rel=2e-4)
+
+
+def test_eval_mode(config_file, whole):
+  code, output = run(f"--config={config_file}:300 steps", f"--workdir={whole}", "--mode=eval")
+  assert code == 0 and "step 300, 355 examples: loss" in output and "top-1 error" in output
+
+
+@pytest.mark.parametrize("arguments,code,expected", [
+    ((), 2, "--config"),
+    (("--config=configs/none.py",), 2, "configs/none.py"),
+    (("--config={tiny}", "--config.bacth_size=3"), 2, "did you mean 'batch_size'"),
+    (("--config={tiny}", "--config.batch_size=many"), 2, "batch_size"),
+    (("--config={tiny}", "--workdri=x"), 2, "workdri"),
+    (("--config={tiny}", "--config.model.name=resnet_20"), 1, "did you mean"),
+    (("--config=configs/ic_resnet50_wld.py:51",), 2, "18, 34, 50, 50_b, 50_c"),
+    (("--config=configs/ic_resnet50_wld.py", "--config.teacher.weights=no.pth"), 1, "'no.pth': no such file"),
+    (("--config=configs/resnet_cifar10.py", "--config.data.dir=/nowhere"), 1,
+     "python -m bionets_jax.data.prepare cifar10"),
+    (("--config={tiny}", "--distributed=here"), 1, "host:port,rank,count"),
+    (("--config={tiny}", "--workdir={file}"), 1, "is a file"),
+])
+def test_mistakes_end_within_seconds_and_say_what_to_do(config_file, arguments, code, expected, tmp_path):
+  start_time = time.perf_counter()
+  got, output = run(*(a.format(tiny=config_file, file=config_file) for a in arguments))
+  assert time.perf_counter() - start_time < 30  # seconds when nothing else runs
+  assert got == code, output
+  assert expected in output and "Traceback" not in output
+
+
+CONFIGS = {
+    "quickstart": [""], "resnet_cifar10": ["", "resnet56", "ic_resnet20", "resnet20,smoke"],
+    "ic_resnet_imagenet": ["", "resnet18", "resnet34", "resnet50", "ic_resnet18", "ic_resnet34", "ic_resnet18,smoke"],
+    "ic_resnet50_wld": ["", "18", "34", "50", "50_b", "50_c", "50,smoke"]}
+
+
+def test_the_list_of_configs_is_whole():
+  assert {p.stem for p in (ROOT / "configs").glob("*.py")} == set(CONFIGS)
+
+
+@pytest.mark.parametrize("name,argument", [(n, a) for n, all_of in CONFIGS.items() for a in all_of])
+def test_every_config_is_valid(name, argument):
+  from bionets_jax import create_model
+  from bionets_jax.training.config import batch_norm_groups, check_config, duration_in_steps
+  spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config(argument) if argument else module.get_config()
+  assert f"--config=configs/{name}.py" in module.__doc__
+  for one in config.runs.values() if "runs" in config else [config]:
+    check_config(one)
+    create_model(one.model.name, **one.model.options)
+    assert duration_in_steps(one.duration, 10, "duration") > 0
+    assert batch_norm_groups(one.batch_norm, (one.batch_size,), one.accumulate) == 1
+  with pytest.raises((ValueError, TypeError)):
+    module.get_config("no such argument")
