@@ -15,7 +15,9 @@ from tiny import change, tiny_config, tiny_wld_config
 
 from bionets_jax import experiments
 from bionets_jax.training import config as config_lib
+from bionets_jax.training.clock import Clock, readable
 from bionets_jax.training.evaluation import evaluate_workdir
+from bionets_jax.training.lock import locked
 from bionets_jax.training.loop import Interrupted, train
 from bionets_jax.training.optimizers import make_optimizer, make_schedule
 from bionets_jax.training.setup import make_setup
@@ -163,6 +165,37 @@ def test_another_config_in_the_same_workdir(runs):
   train(tiny_config(log_every="7 steps", keep_checkpoints=3), runs[1][0], say=quiet)
 
 
+def test_a_workdir_in_use_is_refused(tmp_path):
+  (tmp_path / "w").mkdir()
+  with locked(str(tmp_path / "w")):
+    with pytest.raises(RuntimeError, match=rf"in use by process {os.getpid()} on"):
+      train(tiny_config(), str(tmp_path / "w"), say=quiet)
+  with locked(str(tmp_path / "w")):
+    pass
+
+
+def test_rates_come_from_windows_that_say_something(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr("time.perf_counter", lambda: now[0])
+  clock = Clock(train=5.0, total=50.0)
+  now[0] += 10  # setting up
+  clock.resume()
+  for _ in range(4):
+    now[0] += 1
+    clock.waited(0.25)
+    clock.stepped(32)
+  assert clock.rates() == {"seconds_per_step": 1.0, "images_per_second": 32.0, "data_wait": 0.25}
+  now[0] += 0.1
+  clock.stepped(32)
+  assert clock.rates()["images_per_second"] == 32.0
+  clock.pause()
+  now[0] += 7  # evaluating
+  clock.resume()
+  now[0] += 2
+  assert clock.train == pytest.approx(5 + 4.1 + 2) and clock.total == pytest.approx(50 + 23.1)
+  assert [readable(s) for s in (59.6, 3661, 90061)] == ["1:00", "1:01:01", "1d 01:01:01"]
+
+
 def test_the_weight_file_describes_itself(runs):
   variables, about = load_native(f"{runs[4][0]}/weights.safetensors")
   state = runs[4][2].state
@@ -216,6 +249,17 @@ def test_wld_step_zero_logits_are_the_teacher_s(runs):
   student = setup.task.model.apply({"params": state.params, **state.model_state}, x)
   teacher = setup.task.teacher.model.apply(load_native(f"{runs[1][0]}/weights.safetensors")[0], x)
   np.testing.assert_array_equal(student, teacher)
+
+
+def test_a_run_goes_on_with_the_same_teacher_only(runs, tmp_path):
+  def stop_after_five(text):
+    if text.startswith("step      6"):
+      raise KeyboardInterrupt
+  workdir = str(tmp_path / "w")
+  with pytest.raises(KeyboardInterrupt):
+    train(tiny_wld_config(runs[1][0]), workdir, say=stop_after_five, devices=jax.devices()[:1])
+  with pytest.raises(ValueError, match="begun with.*teacher_crc32.*give the same ones"):
+    train(tiny_wld_config(runs[4][0]), workdir, say=quiet, devices=jax.devices()[:1])
 
 
 def test_the_teacher_is_in_no_checkpoint_and_never_moves(runs, grown):

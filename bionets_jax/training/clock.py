@@ -2,6 +2,9 @@
 
 import time
 
+# A window shorter than this says nothing: metrics of several steps can arrive at once.
+SHORTEST_WINDOW = 0.5
+
 
 class Clock:
   """Counts training time, without compilation, evaluation and saving; survives restarts.
@@ -11,45 +14,56 @@ class Clock:
   """
 
   def __init__(self, train: float = 0.0, total: float = 0.0):
-    self.train = train
+    self._train = train
     self._earlier = total
     self._start = time.perf_counter()
-    self._window_start = self._start
-    self._window_wait = 0.0
-    self._window_images = 0
-    self._window_steps = 0
+    self._running_since: float | None = None
+    self._rates = {"seconds_per_step": 0.0, "images_per_second": 0.0, "data_wait": 0.0}
+    self._reset()
 
   @property
   def total(self) -> float:
     return self._earlier + time.perf_counter() - self._start
 
-  def waited(self, seconds: float) -> None:
-    """Notes time in which the loop had no batch."""
-    self._window_wait += seconds
-
-  def stepped(self, images: int) -> None:
-    self._window_images += images
-    self._window_steps += 1
-
-  def window(self) -> dict[str, float]:
-    """Rates since the last call, and starts a new window."""
-    seconds = max(time.perf_counter() - self._window_start, 1e-9)
-    out = {"seconds_per_step": seconds / max(self._window_steps, 1),
-           "images_per_second": self._window_images / seconds,
-           "data_wait": min(self._window_wait / seconds, 1.0)}
-    self.train += seconds
-    self.resume()
-    return out
-
-  def pause(self) -> None:
-    """Ends the window before something that is not training; `resume` goes on after it."""
-    self.train += time.perf_counter() - self._window_start
+  @property
+  def train(self) -> float:
+    running = 0.0 if self._running_since is None else time.perf_counter() - self._running_since
+    return self._train + running
 
   def resume(self) -> None:
+    """Training begins, or goes on."""
+    self._running_since = time.perf_counter()
+    self._reset()
+
+  def pause(self) -> None:
+    """Something begins that is not training."""
+    self._train = self.train
+    self._running_since = None
+
+  def waited(self, seconds: float) -> None:
+    """Notes time in which the loop had no batch."""
+    self._wait += seconds
+
+  def stepped(self, images: int) -> None:
+    """Notes a finished step."""
+    self._images += images
+    self._steps += 1
+
+  def rates(self) -> dict[str, float]:
+    """Of the window since the last call that closed one; of the one before it if that is too short."""
+    seconds = time.perf_counter() - self._window_start
+    if self._steps and (seconds >= SHORTEST_WINDOW or not self._rates["images_per_second"]):
+      self._rates = {"seconds_per_step": seconds / self._steps,
+                     "images_per_second": self._images / seconds,
+                     "data_wait": min(self._wait / seconds, 1.0)}
+      self._reset()
+    return self._rates
+
+  def _reset(self) -> None:
     self._window_start = time.perf_counter()
-    self._window_wait = 0.0
-    self._window_images = 0
-    self._window_steps = 0
+    self._wait = 0.0
+    self._images = 0
+    self._steps = 0
 
 
 def readable(seconds: float) -> str:

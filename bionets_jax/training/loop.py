@@ -22,6 +22,7 @@ from bionets_jax.training.checkpoints import Checkpoints, abstract_like
 from bionets_jax.training.clock import Clock, readable
 from bionets_jax.training.devices import StopRequest, describe_devices, replicated
 from bionets_jax.training.evaluation import IN_FLIGHT, add, evaluate
+from bionets_jax.training.lock import locked
 from bionets_jax.training.setup import Setup, make_setup
 from bionets_jax.training.state import TrainState, make_eval_step, make_init, make_train_step
 from bionets_jax.training.summary import (
@@ -77,16 +78,23 @@ def train(
     say(f"{workdir}: done already, {result_line(summary)}")
     return Result(None, summary)
 
-  # Set up ------------------------------------------------------------------------------------
-  lead = jax.process_index() == 0
-  if not lead:
-    say = _silent
-  started = time.perf_counter()
   setup = make_setup(config, devices)
-  task, pipeline = setup.task, setup.pipeline
-  if lead:
-    os.makedirs(workdir, exist_ok=True)
+  if jax.process_index() > 0:
+    return _train(config, setup, workdir, lead=False, say=_silent)
+  os.makedirs(workdir, exist_ok=True)
+  with locked(workdir):
     write_json(os.path.join(workdir, "config.json"), config_lib.to_json(config))
+    return _train(config, setup, workdir, lead=True, say=say)
+
+
+def _train(
+    config: ml_collections.ConfigDict, setup: Setup, workdir: str, *, lead: bool,
+    say: Callable[[str], None],
+) -> Result:
+  """`train` behind its checks. `lead`: whether this process writes."""
+  # Set up ------------------------------------------------------------------------------------
+  started = time.perf_counter()
+  task, pipeline = setup.task, setup.pipeline
   say(f"run         {workdir}\ndevices     {describe_devices(setup.mesh)}, {setup.dtype}")
   say("data        " + pipeline.describe().replace("\n", "\n            "))
   if setup.inherited:
@@ -101,10 +109,13 @@ def train(
 
   # Restore -----------------------------------------------------------------------------------
   checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-  step, memory = 0, {"train": 0.0, "total": 0.0, "last": {}, "best": {}}
+  step, memory = 0, {"train": 0.0, "total": 0.0, "last": {}, "best": {}, "inputs": setup.inputs()}
   if (latest := checkpoints.latest_step()) is not None:
     state, memory = checkpoints.restore(latest, abstract_like(state))
     step = latest
+    if memory["inputs"] != setup.inputs():
+      raise ValueError(f"{workdir} was begun with {memory['inputs']}, and now the data and the teacher "
+                       f"are {setup.inputs()}; give the same ones, or another --workdir")
     say(f"resuming from step {step} of {setup.total_steps}")
   clock = Clock(memory["train"], memory["total"])
   writer = MetricWriter(workdir, step) if lead else NoWriter()
@@ -113,7 +124,7 @@ def train(
   train_step = jax.jit(
       make_train_step(
           task, setup.optimizer, seed=config.seed, accumulate=config.accumulate,
-          ema_decay=config.ema_decay, unroll=jax.default_backend() == "cpu"),
+          ema_decay=config.ema_decay, unroll=setup.mesh.devices.flat[0].platform == "cpu"),
       donate_argnums=0, out_shardings=(everywhere, everywhere))
   eval_step = jax.jit(make_eval_step(task), out_shardings=everywhere)
   compiled = {}
@@ -130,8 +141,7 @@ def train(
 
   # Train -------------------------------------------------------------------------------------
   def save():
-    checkpoints.save(step, state, {
-        "train": clock.train, "total": clock.total, "last": memory["last"], "best": memory["best"]})
+    checkpoints.save(step, state, memory | {"train": clock.train, "total": clock.total})
 
   def evaluate_now():
     clock.pause()
@@ -231,7 +241,7 @@ class _Averages:
 
 
 def _log(writer, say, setup: Setup, clock: Clock, step: int, values: dict[str, float]) -> None:
-  rates = clock.window()
+  rates = clock.rates()
   left = rates["seconds_per_step"] * (setup.total_steps - step)
   epoch = step / setup.pipeline.steps_per_epoch
   rate = float(setup.schedule(step - 1))
@@ -240,8 +250,12 @@ def _log(writer, say, setup: Setup, clock: Clock, step: int, values: dict[str, f
       "time/data_wait": rates["data_wait"], "time/train_seconds": clock.train})
   shown = {k: values[k] for k in ("loss", "top1_error", "distillation", "alpha") if k in values}
   say(f"step {step:>6}  epoch {epoch:6.2f}  train {show(shown)}  lr {rate:.3g}  "
-      f"{rates['images_per_second']:,.0f} img/s  data wait {100 * rates['data_wait']:.0f} %  "
+      f"{_rate(rates['images_per_second'])} img/s  data wait {100 * rates['data_wait']:.0f} %  "
       f"left {readable(left)}")
+
+
+def _rate(number: float) -> str:
+  return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _abstract_batch(setup: Setup, size: int) -> dict[str, jax.ShapeDtypeStruct]:

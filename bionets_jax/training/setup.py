@@ -1,12 +1,15 @@
 """From a config to everything a run needs. Whatever can be wrong with a config comes out here."""
 
 import dataclasses
+import functools
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -50,6 +53,16 @@ class Setup:
   eval_every: int
   checkpoint_every: int
   dtype: str
+
+  def inputs(self) -> dict[str, Any]:
+    """What a run reads from outside its config, so that it goes on with the same."""
+    found = {"train_examples": self.pipeline.num_train, "eval_examples": self.pipeline.num_eval,
+             "classes": self.pipeline.num_classes}
+    if self.inherited:
+      found["teacher_crc32"] = functools.reduce(
+          lambda crc, leaf: zlib.crc32(np.ascontiguousarray(leaf), crc),
+          jax.tree.leaves(self.inherited), 0)
+    return found
 
 
 def make_setup(
