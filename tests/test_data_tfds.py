@@ -257,7 +257,7 @@ def test_crc32c_of_the_standard():
 def test_prepare_says_what_is_missing(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
   assert prepare.main(["cifar10", f"--data-dir={tmp_path}"]) == 1
-  assert "pip install 'bionets_jax[prep]'" in capsys.readouterr().err
+  assert "pip install 'tensorflow-cpu>=2.20' tensorboard" in capsys.readouterr().err
   assert prepare.main(["cifar_10", f"--data-dir={tmp_path}"]) == 1
   assert "Did you mean 'cifar10'" in capsys.readouterr().err
   assert not list(tmp_path.iterdir())

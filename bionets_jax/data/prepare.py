@@ -28,7 +28,7 @@ from bionets_jax.data.tfrecord import read_records
 
 _NEEDS_TENSORFLOW = (
     "{name} is built by TFDS with TensorFlow, which is not installed. It is needed for this step"
-    " only:\n  pip install 'bionets_jax[prep]'\nA set that was built elsewhere as TFRecord can be"
+    " only:\n  pip install 'tensorflow-cpu>=2.20' tensorboard\nA set that was built elsewhere as TFRecord can be"
     " converted without it: --convert DIR/{name}/VERSION."
 )
 

@@ -76,7 +76,7 @@ def find_prepared(name, data_dir=""):
     problem = naming.unknown("data set", base, [*there, "digits", "folder"])
   raise FileNotFoundError(
       f"The TFDS data set {name!r} is not prepared in {root}. {problem}\n"
-      "To prepare it (needs the extra: pip install 'bionets_jax[prep]'):\n"
+      "To prepare it (once, with TensorFlow: pip install 'tensorflow-cpu>=2.20' tensorboard):\n"
       f"  python -m bionets_jax.data.prepare {name} --data-dir={root}"
   )
 

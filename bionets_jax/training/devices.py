@@ -62,9 +62,10 @@ def check_platform(wanted: str) -> None:
   """
   found = jax.default_backend()
   if wanted and found != wanted:
+    extra = "cuda13" if wanted == "gpu" else wanted
     raise RuntimeError(
         f"config.device={wanted!r}, but JAX found only {found!r} ({jax.devices()[0].device_kind}). "
-        f"Install the accelerator's JAX (pip install 'bionets_jax[{ {'gpu': 'cuda13'}.get(wanted, wanted)}]') "
+        f"Install the accelerator's JAX, pip install \"jax[{extra}]\", "
         "or set config.device=''")
 
 

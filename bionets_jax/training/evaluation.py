@@ -2,6 +2,7 @@
 
 import collections
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import ml_collections
 
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.checkpoints import Checkpoints
+from bionets_jax.training.clock import readable
 from bionets_jax.training.devices import replicated
 from bionets_jax.training.setup import Setup, make_setup
 from bionets_jax.training.state import TrainState, make_eval_step, make_init
@@ -20,8 +22,24 @@ from bionets_jax.training.summary import finished, show
 IN_FLIGHT = 2
 
 
-def evaluate(setup: Setup, eval_step: Callable, state: TrainState) -> dict[str, float]:
-  """Means over the whole evaluation split, each example counted once."""
+def evaluate(
+    setup: Setup, eval_step: Callable, state: TrainState, say: Callable[[str], None]
+) -> dict[str, float]:
+  """Means over the whole evaluation split, each example counted once.
+
+  Args:
+    setup: of the run.
+    eval_step: the jitted `make_eval_step`.
+    state: what is evaluated.
+    say: told of the progress every ten seconds.
+
+  Returns:
+    name -> mean: 'loss', 'top1_error' in percent, and 'top5_error' for six classes or more.
+
+  Raises:
+    RuntimeError: if the number of examples seen is not that of the split.
+  """
+  started = told = time.perf_counter()
   sums: dict[str, float] = collections.defaultdict(float)
   in_flight = collections.deque()
   batches = setup.pipeline.eval_batches()
@@ -30,6 +48,11 @@ def evaluate(setup: Setup, eval_step: Callable, state: TrainState) -> dict[str, 
       in_flight.append(eval_step(*state.evaluated, batch))
       if len(in_flight) > IN_FLIGHT:
         add(sums, jax.device_get(in_flight.popleft()))
+      if time.perf_counter() - told > 10:
+        told, done = time.perf_counter(), sums["count"]
+        rate = done / (told - started)
+        say(f"evaluated {done:,.0f} of {setup.pipeline.num_eval:,} images, {rate:,.0f} img/s, "
+            f"left {readable((setup.pipeline.num_eval - done) / max(rate, 1e-9))}")
   finally:
     batches.close()
   while in_flight:
@@ -65,7 +88,7 @@ def evaluate_workdir(
   state, _ = checkpoints.restore(latest, abstract)
   checkpoints.close()
   eval_step = jax.jit(make_eval_step(setup.task), out_shardings=everywhere)
-  values = {"step": latest} | evaluate(setup, eval_step, state)
+  values = {"step": latest} | evaluate(setup, eval_step, state, say)
   say(f"{workdir}, step {latest}, {setup.pipeline.num_eval} examples: "
       + show({k: v for k, v in values.items() if k != "step"}))
   return values

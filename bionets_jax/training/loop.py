@@ -145,7 +145,7 @@ def _train(
 
   def evaluate_now():
     clock.pause()
-    values = evaluate(setup, eval_step, state)
+    values = evaluate(setup, eval_step, state, say)
     memory["last"] = {"step": step} | values
     best = memory["best"]
     if not best or values["top1_error"] < best["top1_error"]:
@@ -206,7 +206,7 @@ def _train(
 
   # Finish ------------------------------------------------------------------------------------
   if not memory["last"]:  # a run of no steps at all
-    memory["last"] = memory["best"] = {"step": step} | evaluate(setup, eval_step, state)
+    memory["last"] = memory["best"] = {"step": step} | evaluate(setup, eval_step, state, say)
   summary = make_summary(config, setup, state, clock, memory)
   if lead:
     params, model_state = jax.device_get(state.evaluated)

@@ -82,9 +82,12 @@ def about_weights(config: ml_collections.ConfigDict, setup: Setup) -> dict[str, 
 
 
 def result_line(summary: dict[str, Any]) -> str:
+  """The outcome of a run in a line, beside the paper's where there is one."""
   last, best = summary["last"], summary["best"]
+  paper = summary["paper"].get("top1_error")
   return (f"{summary['model']}, top-1 error {last['top1_error']:.2f} % at step {last['step']} "
-          f"(lowest {best['top1_error']:.2f} % at step {best['step']})")
+          f"(lowest {best['top1_error']:.2f} % at step {best['step']}"
+          + (f"; the paper has {paper} %)" if paper else ")"))
 
 
 def show(values: dict[str, float]) -> str:
