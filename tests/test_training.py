@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import jax
@@ -233,7 +234,10 @@ def grown(runs, tmp_path_factory):
 
 def test_wld_starts_as_its_teacher_and_moves_away(runs, grown):
   _, said, result = grown
-  assert "student and teacher differ by at most 0 in any logit of 120 held-out images" in said
+  # To round-off: one program holds both networks, and XLA may fuse them differently. Bit for bit
+  # below, and in test_models.
+  gap = re.search(r"student and teacher differ by at most (\S+) in any logit of 120 held-out", "\n".join(said))
+  assert float(gap[1]) < 1e-5
   assert any("starts from resnet20_cifar" in s and "6 adjust, 6 alpha" in s for s in said)
   first = read_metrics(f"{grown[0]}/metrics.jsonl")[0]
   assert first["train/distill_weight"] == pytest.approx(0.9)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Mapping
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from bionets_jax.training.writer import read_metrics
@@ -42,5 +41,4 @@ def plot_runs(workdirs: Mapping[str, str], path: str, *, title: str = "") -> Non
   if title:
     figure.suptitle(title)
   os.makedirs(os.path.dirname(path), exist_ok=True)
-  with matplotlib.rc_context({"font.size": 10}):
-    figure.savefig(path, dpi=150)
+  figure.savefig(path, dpi=150)
