@@ -1,7 +1,9 @@
 """The command line behind launch.py."""
 
 import importlib.util
+import inspect
 import os
+import signal
 import sys
 
 import ml_collections
@@ -61,9 +63,15 @@ def _load_config(argv: list[str]) -> ml_collections.ConfigDict | None:
     there = sorted(n for n in os.listdir(folder) if n.endswith(".py")) if os.path.isdir(folder) else []
     hint = nearest(os.path.basename(file), there)
     _fail(f"--config={file}: no such file{hint}" + (f"; {folder} has {', '.join(there)}" if there else ""))
+  if not file.endswith(".py"):
+    _fail(f"--config={file}: give a Python file with a function get_config")
   spec = importlib.util.spec_from_file_location("config_file", file)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
+  if not hasattr(module, "get_config"):
+    _fail(f"--config={file}: the file has no function get_config")
+  if argument and not inspect.signature(module.get_config).parameters:
+    _fail(f"--config={path}: {file} takes no argument; leave ':{argument}' away")
   try:
     return module.get_config(argument) if argument else module.get_config()
   except ValueError as error:
@@ -86,13 +94,19 @@ def _run(argv: list[str]) -> None:
   from bionets_jax.training.devices import start_distributed
   from bionets_jax.training.loop import Interrupted
 
+  def leave(number, frame):  # outside the training loop there is nothing to save
+    raise SystemExit(EXIT_INTERRUPTED)
+
   try:
     start_distributed(FLAGS.distributed)
+    if FLAGS.distributed == "off":
+      for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
     workdir = FLAGS.workdir or _default_workdir()
     experiments.run(FLAGS.config, workdir, mode=FLAGS.mode, say=_say)
   except Interrupted:
     sys.exit(EXIT_INTERRUPTED)
-  except (ValueError, FileNotFoundError, FloatingPointError) as error:
+  except (ValueError, OSError, FloatingPointError) as error:
     _fail(str(error), status=1)
   except RuntimeError as error:
     if type(error) is not RuntimeError:  # XLA's own errors keep their traceback

@@ -77,7 +77,8 @@ def count_macs(
   """Multiply-adds of a forward pass over one image.
 
   The convention of the field's tables: convolutions and dense layers only, taps that fall on
-  padding counted, no biases, norms, activations or pools. An IC layer counts W and W'.
+  padding counted, no biases, norms, activations or pools. An IC layer counts W and W'. Of Flax's own
+  layers `Conv` and `Dense` count; `ConvTranspose` and `DenseGeneral` do not.
 
   Args:
     model: the network.

@@ -9,9 +9,10 @@ import ml_collections
 
 from bionets_jax.report.curves import plot_runs
 from bionets_jax.report.table import run_table
-from bionets_jax.training.config import check_config, nearest
+from bionets_jax.training.config import nearest
 from bionets_jax.training.evaluation import evaluate_workdir
 from bionets_jax.training.loop import train
+from bionets_jax.training.setup import check_values
 from bionets_jax.training.summary import write_json
 
 _STUDY_KEYS = ("title", "runs")
@@ -56,16 +57,17 @@ def run(
   folders = {name: os.path.join(workdir, name) for name in runs}
   if mode == "eval":
     return {name: evaluate_workdir(c, folders[name], say=say) for name, c in runs.items()}
-  done_before = os.path.exists(os.path.join(workdir, "summary.json"))
-  summaries = {}
+  summaries, worked = {}, False
   for number, (name, run_config) in enumerate(runs.items(), start=1):
     say(f"\n=== {config.title}: {name} ({number} of {len(runs)}) ===")
-    summaries[name] = train(run_config, folders[name], say=say).summary
+    result = train(run_config, folders[name], say=say)
+    summaries[name] = result.summary
+    worked = worked or result.state is not None
   if lead:
     write_json(os.path.join(workdir, "summary.json"), summaries)
     plot_runs(folders, _plot_path(workdir), title=config.title)
   say(f"\n{config.title}\n{run_table(summaries)}\n")
-  say(f"{'This work was done already. ' if done_before else ''}Results in {workdir}: "
+  say(f"{'' if worked else 'This work was done already. '}Results in {workdir}: "
       f"summary.json, {_plot_path('.')[2:]}, and a folder for each run")
   return summaries
 
@@ -80,7 +82,10 @@ def _resolve(
   out = {}
   for name, run_config in config.runs.items():
     run_config = run_config.copy_and_resolve_references()
-    check_config(run_config)
+    try:
+      check_values(run_config)
+    except ValueError as error:
+      raise ValueError(f"in config.runs.{name}: {error}") from error
     weights = run_config.get("teacher", {}).get("weights", "")
     if weights.startswith("run:"):
       source = weights[len("run:"):]

@@ -111,6 +111,8 @@ def wld_loss(
                      f"teacher logits {teacher_logits.shape}")
   if distill not in DISTILLATIONS:
     raise ValueError(f"distill={distill!r}: give one of {', '.join(DISTILLATIONS)}")
+  if not temperature > 0:
+    raise ValueError(f"temperature={temperature}: give a number above 0")
   if hinge not in HINGES:
     raise ValueError(f"hinge={hinge!r}: give one of {', '.join(HINGES)}")
   hard = cross_entropy(student_logits, labels, label_smoothing)

@@ -45,7 +45,7 @@ def get_config(argument: str = "ic_resnet50") -> ml_collections.ConfigDict:
   config = classification_config()
   config.model.name = name
   if name.startswith("ic_"):
-    config.model.options = ml_collections.ConfigDict(dict(alpha=1.0, adjust_init="scaled"))
+    config.model.options = ml_collections.ConfigDict(dict(alpha="1.0", adjust_init="scaled"))
   config.data.name = "imagenet2012"
   config.data.eval_split = "validation"
   config.data.train_transform = "random_resized_crop(224)|flip"

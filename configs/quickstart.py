@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
 
   ic_scratch = base.copy_and_resolve_references()
   ic_scratch.model.name = "ic_resnet20_cifar"
+  ic_scratch.model.options.alpha = "1.0"
 
   ic_wld = _on_digits(wld_config())
   ic_wld.model.name = "ic_resnet20_cifar"

@@ -31,6 +31,8 @@ def get_config(argument: str = "resnet20") -> ml_collections.ConfigDict:
         f"argument {argument!r}: give one of {', '.join(_NETWORKS)}, and ',smoke' for a trial")
   config = classification_config()
   config.model.name = f"{name}_cifar"
+  if name.startswith("ic_"):
+    config.model.options = ml_collections.ConfigDict(dict(alpha="1.0", adjust_init="scaled"))
   config.data.name = "cifar10"
   config.data.train_transform = "pad_crop(4)|flip"
   config.data.drop_remainder = False

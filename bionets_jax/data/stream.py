@@ -7,7 +7,10 @@ holds cannot depend on their number. Nothing here imports jax; workers unpickle 
 import math
 import os
 import shutil
+import signal
 import sys
+import threading
+import time
 
 import numpy as np
 
@@ -112,6 +115,25 @@ def checked_label(label, num_classes, key):
   return label
 
 
+def _start_worker(index, count):
+  """Runs first in each worker process.
+
+  Ctrl-C in a terminal and many schedulers signal the whole process group; the workers must go on
+  while the main process saves. It ends them itself; if it is killed, they notice and end.
+  """
+  del index, count
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.SIG_IGN)
+  parent = os.getppid()
+
+  def watch():
+    while os.getppid() == parent:
+      time.sleep(1)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
 def read_ahead(reader, start_step, workers, threads):
   """Returns a Grain iterator over reader[start_step], reader[start_step + 1], ...
 
@@ -140,6 +162,7 @@ def read_ahead(reader, start_step, workers, threads):
   )
   if workers:
     dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),
+        worker_init_fn=_start_worker,
     )
   return iter(dataset)

@@ -47,7 +47,11 @@ class ConvBase(nn.Module):
     """One number per spatial axis; None means 1, as in Flax."""
     if value is None:
       value = 1
-    return (value,) * len(self.window) if isinstance(value, int) else tuple(value)
+    values = (value,) * len(self.window) if isinstance(value, int) else tuple(value)
+    if len(values) != len(self.window):
+      raise ValueError(f"{self._where()}: {values} has {len(values)} numbers for a kernel of "
+                       f"{len(self.window)} spatial dimensions")
+    return values
 
   def kernel_shape(self, in_features: int) -> Shape:
     groups = self.feature_group_count

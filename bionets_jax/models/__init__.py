@@ -88,6 +88,9 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
         f"{', '.join(ic_options)}: an option of IC units, but {name!r} has none; "
         f"did you mean 'ic_{name}'?" if f"ic_{name}" in _TABLE else
         f"{', '.join(ic_options)}: an option of IC units, but {name!r} has none")
+  if ic_options and all(socket in overrides for socket in entry.ic_sockets):
+    raise ValueError(f"{', '.join(ic_options)}: an option of IC units, but {name!r} keeps none: "
+                     f"{', '.join(entry.ic_sockets)} was given a unit of its own")
   unit = functools.partial(ICConv, **ic_options)
   fields.update(dict.fromkeys(entry.ic_sockets, unit))
 

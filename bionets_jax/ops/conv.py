@@ -22,7 +22,7 @@ def explicit_padding(
   A convolution and the box sum beside it must see the same padding; both take it from here.
 
   Args:
-    padding: 'SAME', 'VALID', or one (low, high) pair per spatial axis.
+    padding: 'SAME', 'SAME_LOWER', 'VALID', or one (low, high) pair per spatial axis.
     spatial_shape: input extent per spatial axis.
     window: kernel extent per spatial axis, before dilation.
     strides: stride per spatial axis.
@@ -38,8 +38,9 @@ def explicit_padding(
     if len(pads) != n:
       raise ValueError(f"padding {padding} has {len(pads)} (low, high) pairs; the window has {n} axes")
     return pads
-  if padding.upper() not in ("SAME", "VALID"):
-    raise ValueError(f"padding {padding!r} is neither 'SAME', 'VALID' nor a list of (low, high) pairs")
+  if padding.upper() not in ("SAME", "SAME_LOWER", "VALID"):
+    raise ValueError(f"padding {padding!r} is neither 'SAME', 'SAME_LOWER', 'VALID' nor a list of "
+                     "(low, high) pairs")
   kernel_dilation = kernel_dilation or (1,) * n
   input_dilation = input_dilation or (1,) * n
   window = [(k - 1) * d + 1 for k, d in zip(window, kernel_dilation, strict=True)]

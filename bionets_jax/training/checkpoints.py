@@ -16,11 +16,12 @@ class Checkpoints:
   A save is whole or absent: Orbax writes it under a temporary name and renames it when done.
   """
 
-  def __init__(self, workdir: str, keep: int):
+  def __init__(self, workdir: str, keep: int, *, read_only: bool = False):
     """
     Args:
       workdir: of the run.
       keep: how many of the newest to keep.
+      read_only: touches nothing: a training run may be saving into the same folder.
     """
     if keep < 1:
       raise ValueError(f"config.keep_checkpoints={keep}: give 1 or more")
@@ -28,7 +29,7 @@ class Checkpoints:
         os.path.join(os.path.abspath(workdir), "checkpoints"),
         options=ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(keep),
-            cleanup_tmp_directories=True))
+            cleanup_tmp_directories=not read_only, read_only=read_only))
 
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
@@ -50,10 +51,17 @@ class Checkpoints:
       abstract: the state as `jax.ShapeDtypeStruct`s with the shardings to restore onto.
 
     Raises:
-      ValueError: if the checkpoint's leaves are not those of `abstract`, naming them.
+      ValueError: if the checkpoint's leaves are not those of `abstract`, naming them; if it is
+        damaged, naming it.
     """
-    out = self._manager.restore(step, args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(abstract), clock=ocp.args.JsonRestore()))
+    try:
+      out = self._manager.restore(step, args=ocp.args.Composite(
+          state=ocp.args.StandardRestore(abstract), clock=ocp.args.JsonRestore()))
+    except (KeyError, OSError) as error:
+      earlier = [s for s in self._manager.all_steps() if s < step]
+      raise ValueError(
+          f"the checkpoint {self._manager.directory / str(step)} is damaged or incomplete ({error}); "
+          f"remove it to go on from step {max(earlier, default=0)}") from error
     return out["state"], out["clock"]
 
   def wait(self) -> None:

@@ -13,9 +13,10 @@ import ml_collections
 
 # Free-form parts: keyword arguments of `create_model`, and the paper's figures.
 OPEN_KEYS = ("model.options", "paper")
-# What may differ between a run and its continuation without changing a single number of it.
-NOT_THE_RUN = ("data.dir", "data.workers", "log_every", "checkpoint_every", "keep_checkpoints",
-               "device", "teacher.weights", "paper")
+# What may differ between a run and its continuation: where things are and how they are reported. That
+# the data and the teacher are still the same is checked by what they hold.
+NOT_THE_RUN = ("data.dir", "data.workers", "eval_batch_size", "log_every", "checkpoint_every",
+               "keep_checkpoints", "device", "teacher.weights", "paper")
 
 
 def classification_config() -> ml_collections.ConfigDict:

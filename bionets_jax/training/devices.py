@@ -1,14 +1,18 @@
 """Processes, devices and the mesh."""
 
+import json
 import os
 import re
 import signal
 import sys
 import threading
 import traceback
+import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -69,6 +73,23 @@ def check_platform(wanted: str) -> None:
         "or set config.device=''")
 
 
+def check_same_everywhere(config: Any) -> None:
+  """Refuses to go on where the processes of a job were started with different configs.
+
+  Args:
+    config: JSON-serialisable.
+
+  Raises:
+    ValueError: in every process.
+  """
+  if jax.process_count() == 1:
+    return
+  digest = np.uint32(zlib.crc32(json.dumps(config, sort_keys=True).encode()))
+  if len(set(np.ravel(multihost_utils.process_allgather(digest)).tolist())) > 1:
+    raise ValueError("the processes of this job were started with different configs; give all of them "
+                     "the same --config and the same --config.KEY=VALUE")
+
+
 def describe_devices(mesh: Mesh) -> str:
   """'8 x NVIDIA H200 (gpu) in 2 processes'."""
   first, processes = mesh.devices.flat[0], jax.process_count()
@@ -97,9 +118,13 @@ class StopRequest:
     self._previous = {}
 
   def __enter__(self):
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._handle)
+    if threading.current_thread() is threading.main_thread():
+      if jax.process_count() > 1:
+        handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
+      else:
+        handlers = {signal.SIGTERM: self._handle, signal.SIGINT: self._handle}
+      for number, handler in handlers.items():
+        self._previous[number] = signal.signal(number, handler)
     return self
 
   def __exit__(self, *_):
@@ -110,6 +135,11 @@ class StopRequest:
     if self._event.is_set() and number == signal.SIGINT:
       raise KeyboardInterrupt
     self._event.set()
+
+  @property
+  def pending(self) -> bool:
+    """Whether a signal has come to this process, answered or not."""
+    return self._event.is_set()
 
   def asked(self, step: int) -> bool:
     if jax.process_count() > 1:

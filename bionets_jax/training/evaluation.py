@@ -76,7 +76,7 @@ def evaluate_workdir(
     raise FileNotFoundError(f"{workdir} has no checkpoints; train first, without --mode=eval")
   finished(config, workdir)  # the same config, or an error
   setup = make_setup(config)
-  checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+  checkpoints = Checkpoints(workdir, config.keep_checkpoints, read_only=True)
   latest = checkpoints.latest_step()
   if latest is None:
     raise FileNotFoundError(f"{workdir}/checkpoints is empty; train first, without --mode=eval")

@@ -20,7 +20,12 @@ from bionets_jax.training import config as config_lib
 from bionets_jax.training import overview
 from bionets_jax.training.checkpoints import Checkpoints, abstract_like
 from bionets_jax.training.clock import Clock, readable
-from bionets_jax.training.devices import StopRequest, describe_devices, replicated
+from bionets_jax.training.devices import (
+  StopRequest,
+  check_same_everywhere,
+  describe_devices,
+  replicated,
+)
 from bionets_jax.training.evaluation import IN_FLIGHT, add, evaluate
 from bionets_jax.training.lock import locked
 from bionets_jax.training.setup import Setup, make_setup
@@ -73,6 +78,7 @@ def train(
     Interrupted: after SIGTERM or Ctrl-C, when the state is saved.
   """
   config_lib.check_config(config)
+  check_same_everywhere(config_lib.to_json(config))
   summary = finished(config, workdir)
   if summary is not None:
     say(f"{workdir}: done already, {result_line(summary)}")
@@ -214,6 +220,8 @@ def _train(
                 about_weights(config, setup))
     write_json(os.path.join(workdir, "summary.json"), summary)
   say(f"finished in {readable(clock.total)}: {result_line(summary)}")
+  if stop.pending:  # it came after the last question; in a study another run would follow
+    raise Interrupted(f"stopped after the last step, {step}")
   return Result(state, summary)
 
 
@@ -236,7 +244,7 @@ class _Averages:
           f"the loss is {metrics['loss'] / metrics['count']} at step {step} (gradient norm "
           f"{metrics['grad_norm'] / metrics['count']:.3g}); no checkpoint was written of it, {kept}. "
           f"A smaller config.schedule.lr (now {config.schedule.lr}) or a config.schedule.warmup "
-          "often helps")
+          "often helps; a run of another config needs another --workdir")
     add(self._sums, metrics)
 
 

@@ -36,7 +36,10 @@ def make_schedule(
     lr = lr * batch_size / config.reference_batch
   warmup = duration_in_steps(config.warmup, steps_per_epoch, "schedule.warmup")
   if config.kind == "step":
-    boundaries = {round(e * steps_per_epoch): config.factor for e in config.boundaries}
+    boundaries: dict[int, float] = {}
+    for epoch in config.boundaries:  # two of them may fall on the same step
+      step = round(epoch * steps_per_epoch)
+      boundaries[step] = boundaries.get(step, 1.0) * config.factor
     main = optax.schedules.piecewise_constant_schedule(lr, boundaries)
   elif config.kind == "cosine":
     main = optax.schedules.cosine_decay_schedule(lr, max(total_steps, 1))

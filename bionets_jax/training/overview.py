@@ -44,18 +44,30 @@ def inheritance(setup: Setup) -> str:
 
 
 def initial_agreement(setup: Setup, state: TrainState, frozen: Any) -> str:
-  """How far the student is from its teacher before the first step, on the first held-out images."""
+  """How far the student is from its teacher before the first step, on the first held-out images.
+
+  Raises:
+    ValueError: if it is not the teacher's function although both see the same input.
+  """
   batches = setup.pipeline.eval_batches()
   batch = next(batches)
   batches.close()
-  gap = float(jax.jit(setup.task.initial_gap)(state.params, state.model_state, frozen, batch))
+  gap, scale = map(float, jax.jit(setup.task.initial_gap)(
+      state.params, state.model_state, frozen, batch))
   text = (f"student and teacher differ by at most {gap:.3g} in any logit of "
-          f"{batch['label'].shape[0]} held-out images")
-  pre = setup.task.teacher.preprocessing
+          f"{batch['mask'].sum():.0f} held-out images")
+  teacher = setup.task.teacher
+  pre = teacher.preprocessing
   if (tuple(pre.mean), tuple(pre.std)) != (setup.task.mean, setup.task.std):
-    text += (f"\nnote: the student's input is normalised by mean {setup.task.mean}, std "
-             f"{setup.task.std}, the teacher's by {pre.mean}, {pre.std}; with config.data.mean=() and "
-             "std=() the student takes over the teacher's")
+    return text + (
+        f"\nnote: the student's input is normalised by mean {setup.task.mean}, std {setup.task.std}, the "
+        f"teacher's by {pre.mean}, {pre.std}; with config.data.mean=() and std=() the student takes over "
+        "the teacher's")
+  if not gap <= 1e-3 * scale:
+    raise ValueError(
+        f"{text}, where they should agree: the student does not start as {teacher.name} in "
+        f"{teacher.source}. A teacher that has IC units itself needs a student whose "
+        "config.model.options.alpha is the teacher's own; any other teacher should be a plain network")
   return text
 
 

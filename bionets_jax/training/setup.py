@@ -77,18 +77,11 @@ def make_setup(
   Raises:
     ValueError, FileNotFoundError, RuntimeError: saying what is wrong and what would be right.
   """
-  config_lib.check_config(config)
+  check_values(config)
   check_platform(config.device)
-  if not config.model.name:
-    raise ValueError("config.model.name is empty; give one of bionets_jax.list_models()")
-  create_model(config.model.name, **config.model.options)
   wld = config.task == "wld"
   if wld:
     check_teacher_path(config.teacher.weights)
-  elif not config.data.mean or not config.data.std:
-    raise ValueError("config.data.mean and config.data.std are empty; only WLD takes the teacher's")
-  if config.batch_size < 1:
-    raise ValueError(f"config.batch_size={config.batch_size}: give 1 or more")
 
   mesh = make_mesh(devices)
   data = config.data
@@ -103,15 +96,11 @@ def make_setup(
   dtype = compute_dtype(config.dtype)
   model = create_model(
       config.model.name, pipeline.num_classes, dtype=DTYPES[dtype], batch_norm_groups=groups,
-      **config.model.options)
-
-  per_epoch = pipeline.steps_per_epoch
-  def steps(key: str) -> int:
-    return config_lib.duration_in_steps(getattr(config, key), per_epoch, key)
-
-  total = steps("duration")
+      **model_options(config))
+  total, log_every, eval_every, checkpoint_every = _durations(config, pipeline.steps_per_epoch)
   schedule = make_schedule(
-      config.schedule, batch_size=config.batch_size, steps_per_epoch=per_epoch, total_steps=total)
+      config.schedule, batch_size=config.batch_size, steps_per_epoch=pipeline.steps_per_epoch,
+      total_steps=total)
   options = dict(
       image_shape=pipeline.image_shape, label_smoothing=config.label_smoothing,
       alpha_schedule=optax.schedules.linear_schedule(0.0, config.alpha_ramp_to, max(total, 1)))
@@ -136,8 +125,71 @@ def make_setup(
   return Setup(
       mesh=mesh, pipeline=pipeline, task=task, inherited=inherited, new_paths=new_paths,
       optimizer=make_optimizer(config.optimizer, schedule), schedule=schedule, total_steps=total,
-      log_every=max(steps("log_every"), 1), eval_every=max(steps("eval_every"), 1),
-      checkpoint_every=max(steps("checkpoint_every"), 1), dtype=dtype)
+      log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every, dtype=dtype)
+
+
+def check_values(config: ml_collections.ConfigDict) -> None:
+  """Checks everything about a config that needs neither its data nor its teacher.
+
+  Raises:
+    ValueError: naming the key and what would be right.
+  """
+  config_lib.check_config(config)
+  if not config.model.name:
+    raise ValueError("config.model.name is empty; give one of bionets_jax.list_models()")
+  create_model(config.model.name, **model_options(config))
+  compute_dtype(config.dtype)
+  _durations(config, steps_per_epoch=1000)
+  make_optimizer(config.optimizer, make_schedule(
+      config.schedule, batch_size=1, steps_per_epoch=1, total_steps=1))
+  if config.batch_size < 1:
+    raise ValueError(f"config.batch_size={config.batch_size}: give 1 or more")
+  for key in ("ema_decay", "label_smoothing"):
+    if not 0 <= config[key] < 1:
+      raise ValueError(f"config.{key}={config[key]}: give a number from 0 to below 1")
+  if config.task != "wld":
+    if not config.data.mean or not config.data.std:
+      raise ValueError("config.data.mean and config.data.std are empty; only WLD takes the teacher's")
+    return
+  one = jnp.zeros((1, 2))
+  try:
+    losses.wld_loss(one, one, jnp.zeros(1, int), distill_weight=0.5, temperature=config.wld.temperature,
+                    tolerance=config.wld.tolerance, distill=config.wld.distill, hinge=config.wld.hinge)
+    losses.distill_weight_schedule(1, shape=config.wld.distill_weight_shape)
+  except ValueError as error:
+    raise ValueError(f"config.wld: {error}") from error
+
+
+def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """`config.model.options` as arguments of create_model, JSON-serialisable.
+
+  alpha is text there, so that the command line can make a number of 'learned' and the reverse.
+
+  Raises:
+    ValueError: for what the rest of the config decides.
+  """
+  options = config_lib.to_json(config.model.options)
+  elsewhere = {"num_classes": "the data", "dtype": "config.dtype", "batch_norm_groups": "config.batch_norm"}
+  for key, place in elsewhere.items():
+    if key in options:
+      raise ValueError(f"config.model.options.{key}: leave it out, {place} decides")
+  if isinstance(options.get("alpha"), str):
+    try:
+      options["alpha"] = float(options["alpha"])
+    except ValueError:
+      pass  # a word: the unit knows it or says what it knows
+  return options
+
+
+def _durations(config: ml_collections.ConfigDict, steps_per_epoch: int) -> tuple[int, int, int, int]:
+  """duration, log_every, eval_every and checkpoint_every in steps."""
+  out = [config_lib.duration_in_steps(getattr(config, key), steps_per_epoch, key)
+         for key in ("duration", "log_every", "eval_every", "checkpoint_every")]
+  for key, steps in zip(("log_every", "eval_every", "checkpoint_every"), out[1:], strict=True):
+    if not steps:
+      raise ValueError(f"config.{key}={config[key]!r} is less than a step; for 'never but at the end' "
+                       "give a long time")
+  return tuple(out)
 
 
 def compute_dtype(name: str) -> str:

@@ -13,8 +13,9 @@ from bionets_jax.counting import count_macs, count_parameters
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.clock import Clock
 from bionets_jax.training.devices import describe_devices
-from bionets_jax.training.setup import Setup
+from bionets_jax.training.setup import Setup, model_options
 from bionets_jax.training.state import TrainState
+from bionets_jax.training.teacher import WEIGHT_FILE
 
 
 def finished(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
@@ -24,8 +25,10 @@ def finished(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] 
     ValueError: if the workdir belongs to a run of another config, naming what differs.
   """
   path = os.path.join(workdir, "config.json")
-  if not os.path.exists(path):
-    return None
+  begun = any(os.path.exists(os.path.join(workdir, n)) for n in ("summary.json", WEIGHT_FILE)) or any(
+      name.isdigit() for name in _names(os.path.join(workdir, "checkpoints")))
+  if not begun or not os.path.exists(path):
+    return None  # a run that has saved nothing owns nothing
   with open(path, encoding="utf-8") as file:
     stored = json.load(file)
   if changed := config_lib.differences(config, stored):
@@ -36,6 +39,10 @@ def finished(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] 
     return None
   with open(path, encoding="utf-8") as file:
     return json.load(file)
+
+
+def _names(folder: str) -> list[str]:
+  return os.listdir(folder) if os.path.isdir(folder) else []
 
 
 def make_summary(
@@ -61,6 +68,7 @@ def make_summary(
       "dtype": setup.dtype,
       "versions": {"bionets_jax": bionets_jax.__version__, "jax": jax.__version__,
                    "flax": flax.__version__},
+      "inputs": setup.inputs(),
       "paper": config_lib.to_json(config.paper),
   }
 
@@ -70,7 +78,7 @@ def about_weights(config: ml_collections.ConfigDict, setup: Setup) -> dict[str, 
   height = setup.pipeline.image_shape[0]
   return {
       "model": config.model.name,
-      "options": config_lib.to_json(config.model.options),
+      "options": model_options(config),
       "num_classes": setup.pipeline.num_classes,
       "class_names": list(setup.pipeline.class_names),
       "image_shape": list(setup.pipeline.image_shape),

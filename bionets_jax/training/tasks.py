@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from bionets_jax import losses
 from bionets_jax.layers.ic import SCHEDULED
 from bionets_jax.training.teacher import Teacher
+from bionets_jax.weights.preprocessing import Preprocessing
 
 Tree = Any
 Batch = dict[str, jax.Array]
@@ -29,7 +30,10 @@ def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 def topk_correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
   """(N,) float32: 1 where fewer than k classes score above the label's. NaN is never correct."""
   target = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-  return ((~(logits <= target)).sum(-1) < k).astype(jnp.float32)
+  classes = jnp.arange(logits.shape[-1])
+  # Equal scores rank by class, as in argmax: a network that says the same of all classes is at chance.
+  above = ~(logits <= target) | ((logits == target) & (classes < labels[:, None]))
+  return (above.sum(-1) < k).astype(jnp.float32)
 
 
 class Classification:
@@ -54,8 +58,9 @@ class Classification:
       alpha_schedule: step -> alpha, for units whose alpha is 'scheduled'.
 
     Raises:
-      ValueError: if mean or std do not fit the channels.
+      ValueError: if mean or std do not fit the channels, or are not in 0..1.
     """
+    Preprocessing(mean, std, image_size=1, resize=1)  # checks their values
     for name, value in (("mean", mean), ("std", std)):
       if len(value) not in (1, image_shape[-1]):
         raise ValueError(f"config.data.{name}={tuple(value)} has {len(value)} numbers for images of "
@@ -142,14 +147,22 @@ class WeakLogitDistillation(Classification):
     return jax.lax.stop_gradient(
         self.teacher.model.apply(frozen, normalize(images, pre.mean, pre.std), train=False))
 
-  def initial_gap(self, params: Tree, model_state: Tree, frozen: Tree, batch: Batch) -> jax.Array:
-    """The largest difference of any logit between student and teacher, both in eval mode.
+  def initial_gap(
+      self, params: Tree, model_state: Tree, frozen: Tree, batch: Batch
+  ) -> tuple[jax.Array, jax.Array]:
+    """The largest difference of any logit between student and teacher, and the largest logit.
 
-    0 before the first step if both have the same normalisation.
+    Both in eval mode and in float32, whatever the computation's dtype: half precision rounds the two
+    differently where XLA fuses them differently. 0 before the first step if both have the same
+    normalisation.
     """
     images = normalize(batch["image"], self.mean, self.std)
-    student = self.model.apply({"params": params, **model_state}, images, train=False)
-    return jnp.abs(student - self.teacher_logits(frozen, batch["image"])).max()
+    pre = self.teacher.preprocessing
+    wide = dict(dtype=jnp.float32)
+    student = self.model.clone(**wide).apply({"params": params, **model_state}, images, train=False)
+    teacher = self.teacher.model.clone(**wide).apply(
+        frozen, normalize(batch["image"], pre.mean, pre.std), train=False)
+    return jnp.abs(student - teacher).max(), jnp.abs(teacher).max()
 
   def losses(self, logits, frozen, batch, step):
     teacher = self.teacher_logits(frozen, batch["image"])

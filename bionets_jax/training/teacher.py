@@ -79,6 +79,8 @@ def load_teacher(
     FileNotFoundError, ValueError: saying what does not fit.
   """
   check_teacher_path(path)
+  if os.path.basename(path) == WEIGHT_FILE:
+    path = os.path.dirname(path) or "."
   name = model_name or base_name(student)
   if os.path.isdir(path):
     variables, about = load_native(os.path.join(path, WEIGHT_FILE))

@@ -30,17 +30,32 @@ class MetricWriter:
     self._events = SummaryWriter(workdir, purge_step=step + 1)
 
   def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
-    """Appends a line; it is on disk when this returns. NaN and infinity become null."""
+    """Appends a line. NaN and infinity become null.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
     line: dict[str, Any] = {"step": step, "epoch": round(epoch, 4)}
     line |= {k: v if math.isfinite(v) else None for k, v in values.items()}
     self._file.write(json.dumps(line) + "\n")
     self._file.flush()
+    # Its thread dies of a full disk, and its queue then blocks for ever.
+    if not self._alive():
+      raise OSError(f"{os.path.dirname(self._path)}: the TensorBoard events cannot be written; is the "
+                    "disk full?")
     for key, value in values.items():
       self._events.add_scalar(key, value, step)
 
+  def _alive(self) -> bool:
+    # No public name leads to the thread; where this one does not either, there is nothing to see.
+    writer = getattr(self._events.file_writer, "event_writer", None)
+    thread = getattr(writer, "_worker", None)
+    return thread is None or thread.is_alive()
+
   def close(self) -> None:
     self._file.close()
-    self._events.close()
+    if self._alive():
+      self._events.close()
 
 
 class NoWriter:
