@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 from test_training import losses, weight_bytes
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -34,10 +36,10 @@ def environment(devices):
   return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
 
 
-def start(*arguments, devices=1):
+def start(*arguments, devices=1, **options):
   return subprocess.Popen(
       [sys.executable, "launch.py", *arguments], cwd=ROOT, env=environment(devices), text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
 
 
 def run(*arguments, devices=1):
@@ -95,6 +97,36 @@ def test_two_processes_see_what_one_sees(config_file, whole, tmp_path):
   assert two == pytest.approx(one, rel=2e-4)
 
 
+def test_ctrl_c_reaches_the_whole_group_and_the_run_still_saves(tmp_path):
+  """A terminal signals the decoding processes too; and none of them outlives a killed run."""
+  pictures = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), np.uint8)
+  for split in ("train", "val"):
+    for i, picture in enumerate(pictures):
+      folder = tmp_path / "set" / split / f"class {i % 2}"
+      folder.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(picture).save(folder / f"{i}.png")
+  config = tmp_path / "folder_run.py"
+  config.write_text(CONFIG.format(tests=str(ROOT / "tests")).replace("tiny_config(duration=", f"""tiny_config(
+      data__name="folder", data__dir={str(tmp_path / 'set')!r}, data__eval_split="val",
+      data__train_transform="random_resized_crop(16)|flip", data__eval_transform="center_crop(16)",
+      data__mean=(0.5,), data__std=(0.5,), data__workers=1, batch_size=4, eval_batch_size=4,
+      duration="""))
+  command = (f"--config={config}:100000 steps", f"--workdir={tmp_path / 'run'}")
+  for number, code in ((signal.SIGINT, 75), (signal.SIGKILL, -signal.SIGKILL)):
+    process = start(*command, start_new_session=True)
+    for line in process.stdout:
+      if line.startswith("step     30") or "resuming" in line:
+        break
+    if number == signal.SIGINT:
+      os.killpg(process.pid, number)
+    else:
+      time.sleep(8)  # the worker is up
+      process.send_signal(number)
+    output = process.stdout.read()  # ends when the last process that holds it has ended
+    assert process.wait(timeout=60) == code, output
+  assert "Traceback" not in output
+
+
 def test_eval_mode(config_file, whole):
   code, output = run(f"--config={config_file}:300 steps", f"--workdir={whole}", "--mode=eval")
   assert code == 0 and "step 300, 355 examples: loss" in output and "top-1 error" in output
@@ -113,6 +145,9 @@ def test_eval_mode(config_file, whole):
      "python -m bionets_jax.data.prepare cifar10"),
     (("--config={tiny}", "--distributed=here"), 1, "host:port,rank,count"),
     (("--config={tiny}", "--workdir={file}"), 1, "is a file"),
+    (("--config={tiny}", "--workdir=/dev/null/x"), 1, "/dev/null/x"),
+    (("--config=configs/quickstart.py:foo",), 2, "takes no argument"),
+    (("--config=README.md",), 2, "get_config"),
 ])
 def test_mistakes_end_within_seconds_and_say_what_to_do(config_file, arguments, code, expected, tmp_path):
   start_time = time.perf_counter()
@@ -135,16 +170,20 @@ def test_the_list_of_configs_is_whole():
 @pytest.mark.parametrize("name,argument", [(n, a) for n, all_of in CONFIGS.items() for a in all_of])
 def test_every_config_is_valid(name, argument):
   from bionets_jax import create_model
-  from bionets_jax.training.config import batch_norm_groups, check_config, duration_in_steps
+  from bionets_jax.training.config import batch_norm_groups, duration_in_steps
+  from bionets_jax.training.setup import check_values, model_options
   spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config(argument) if argument else module.get_config()
   assert f"--config=configs/{name}.py" in module.__doc__
   for one in config.runs.values() if "runs" in config else [config]:
-    check_config(one)
-    create_model(one.model.name, **one.model.options)
+    check_values(one)
+    create_model(one.model.name, **model_options(one))
     assert duration_in_steps(one.duration, 10, "duration") > 0
     assert batch_norm_groups(one.batch_norm, (one.batch_size,), one.accumulate) == 1
+    # So that a number and a word can be given on the command line.
+    assert isinstance(one.model.options.get("alpha", ""), str)
+    assert ("alpha" in one.model.options) == one.model.name.startswith("ic_")
   with pytest.raises((ValueError, TypeError)):
     module.get_config("no such argument")

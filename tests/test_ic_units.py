@@ -134,7 +134,7 @@ def test_bad_arguments_say_what_is_right():
   for kwargs, match in [
       (dict(alpha="lerned"), "learned_per_channel"), (dict(adjust_init="he"), "kaiming_fan_out"),
       (dict(feature_group_count=3), "feature_group_count=3"), (dict(adjust_groups=3), "adjust_groups=3"),
-      (dict(padding="SOME"), "SAME")]:
+      (dict(padding="SOME"), "SAME"), (dict(strides=(2,)), "1 numbers for a kernel of 2")]:
     with pytest.raises(ValueError, match=match):
       ICConv(6, (3, 3), **kwargs).init(jax.random.key(0), x)
 

@@ -149,7 +149,8 @@ def test_a_unit_from_outside_fits_a_socket():
     (lambda: bn.create_model("resnet_50"), "did you mean 'resnet50'"),
     (lambda: bn.create_model("resnet50", alpha=1), "did you mean 'ic_resnet50'"),
     (lambda: bn.create_model("ic_resnet50", aplha=1), "did you mean 'alpha'"),
-    (lambda: bn.create_model("resnet50", widht=1), "did you mean 'width'")])
+    (lambda: bn.create_model("resnet50", widht=1), "did you mean 'width'"),
+    (lambda: bn.create_model("ic_resnet18", conv=bn.layers.Conv, alpha="learned"), "keeps none")])
 def test_mistakes_get_the_nearest_names(call, match):
   with pytest.raises(ValueError, match=match):
     call()

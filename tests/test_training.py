@@ -21,8 +21,10 @@ from bionets_jax.training.evaluation import evaluate_workdir
 from bionets_jax.training.lock import locked
 from bionets_jax.training.loop import Interrupted, train
 from bionets_jax.training.optimizers import make_optimizer, make_schedule
-from bionets_jax.training.setup import make_setup
+from bionets_jax.training.setup import make_setup, model_options
 from bionets_jax.training.state import make_init, make_train_step
+from bionets_jax.training.summary import finished
+from bionets_jax.training.tasks import topk_correct
 from bionets_jax.training.writer import read_metrics
 from bionets_jax.weights.native import load_native, save_native
 
@@ -146,17 +148,15 @@ def test_what_was_not_saved_is_made_again(runs, tmp_path):
 
 def test_evaluation_counts_each_example_once_whatever_the_batch(runs):
   workdir, _, result = runs[4]
+  # As if a training run were saving at this moment: evaluation leaves its files alone.
+  saving = f"{workdir}/checkpoints/99.orbax-checkpoint-tmp"
+  os.mkdir(saving)
   for size in (120, 44, 400):
-    values = evaluate_workdir(tiny_config(), workdir, say=quiet) if size == 120 else None
-    if values is None:
-      config = tiny_config(eval_batch_size=size)
-      os.replace(f"{workdir}/config.json", f"{workdir}/kept.json")
-      try:
-        values = evaluate_workdir(config, workdir, say=quiet)
-      finally:
-        os.replace(f"{workdir}/kept.json", f"{workdir}/config.json")
+    values = evaluate_workdir(tiny_config(eval_batch_size=size), workdir, say=quiet)
     assert values["top1_error"] == pytest.approx(result.summary["last"]["top1_error"], abs=1e-4)
     assert values["loss"] == pytest.approx(result.summary["last"]["loss"], rel=1e-4)
+  assert os.path.isdir(saving)
+  os.rmdir(saving)
 
 
 def test_another_config_in_the_same_workdir(runs):
@@ -296,6 +296,18 @@ def test_a_student_that_cannot_start_from_its_teacher(runs):
     make_setup(config)
 
 
+def test_an_ic_network_as_teacher(runs, tmp_path):
+  """It counts as a base only for a student with the same alpha: with another it is another function."""
+  config = tiny_config(duration="5 steps", model__name="ic_resnet20_cifar")
+  teacher = str(tmp_path / "teacher")
+  train(config, teacher, say=quiet, devices=jax.devices()[:1])
+  with pytest.raises(ValueError, match="(?s)does not start as ic_resnet20_cifar.*teacher's own"):
+    train(tiny_wld_config(teacher), str(tmp_path / "a"), say=quiet, devices=jax.devices()[:1])
+  config = tiny_wld_config(f"{teacher}/weights.safetensors", duration="1 steps")
+  config.model.options.alpha = "1.0"
+  assert train(config, str(tmp_path / "b"), say=quiet, devices=jax.devices()[:1]).state.step == 1
+
+
 def test_own_normalisation_of_the_teacher(runs):
   config = tiny_wld_config(runs[1][0])
   assert make_setup(config).task.mean == (0.3,)
@@ -399,6 +411,8 @@ def test_schedules():
     return [float(schedule(s)) for s in steps]
   np.testing.assert_allclose(rates((0, 299, 300, 599, 600, 900), boundaries=(30, 60)),
                              [.1, .1, .01, .01, .001, .001], rtol=1e-6)
+  # Two boundaries on one step: both count.
+  np.testing.assert_allclose(rates((0, 1), boundaries=(0.08, 0.12)), [.1, .001], rtol=1e-6)
   np.testing.assert_allclose(rates((0, 50, 100), kind="cosine"), [.1, .05, 0], atol=1e-7)
   np.testing.assert_allclose(rates((0,), kind="constant", reference_batch=256), [.2], rtol=1e-6)
   np.testing.assert_allclose(rates((0, 4, 9, 20), kind="constant", warmup="1 epochs"),
@@ -432,6 +446,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     (dict(optimizer__decay="some"), "'all' or 'kernels'"),
     (dict(data__mean=(0.1, 0.2)), "2 numbers for images of 1 channels"),
     (dict(data__mean=()), "only WLD"),
+    (dict(data__mean=(76.0,)), "0..1"),
+    (dict(data__std=(0.0,)), "positive"),
+    (dict(eval_every="0 steps"), "config.eval_every='0 steps' is less than a step"),
+    (dict(ema_decay=1.0), "config.ema_decay=1.0"),
+    (dict(label_smoothing=-0.1), "config.label_smoothing=-0.1"),
+    (dict(model__options=ml_collections.ConfigDict(dict(num_classes=3))), "the data decides"),
     (dict(task="classify"), "did you mean 'classification'"),
 ])
 def test_wrong_values_fail_at_once(changes, match):
@@ -461,6 +481,53 @@ def test_keys_that_nothing_reads():
     config.ema_decay = "0.9"
   with pytest.raises(ValueError, match="config.ema_decay='0.9' should be of type float"):
     config_lib.check_config(config)
+
+
+def test_alpha_on_the_command_line_is_text():
+  config = tiny_wld_config("")
+  for text, value in (("learned", "learned"), ("0.02", 0.02), ("1.0", 1.0)):
+    config.model.options.alpha = text
+    assert model_options(config)["alpha"] == value
+  config.model.options.alpha = "lerned"
+  with pytest.raises(ValueError, match="learned_per_channel"):
+    make_setup(tiny_config(model__name="ic_resnet20_cifar",
+                           model__options=config.model.options))
+
+
+@pytest.mark.parametrize("key,value,match", [
+    ("distill", "foo", "soft_cross_entropy"), ("hinge", "foo", "batch, example"),
+    ("temperature", 0.0, "above 0"), ("distill_weight_shape", "foo", "cosine")])
+def test_wrong_wld_options_fail_before_anything_is_read(key, value, match):
+  config = tiny_wld_config("/no/such/teacher")
+  config.wld[key] = value
+  with pytest.raises(ValueError, match=f"config.wld: .*{match}"):
+    make_setup(config)
+
+
+def test_a_run_that_saved_nothing_owns_no_workdir(tmp_path):
+  with pytest.raises(FloatingPointError, match="another --workdir"):
+    train(tiny_config(schedule__lr=1e30), str(tmp_path), say=quiet, devices=jax.devices()[:1])
+  assert finished(tiny_config(), str(tmp_path)) is None
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+  train(tiny_config(duration="5 steps"), str(tmp_path), say=quiet, devices=jax.devices()[:1])
+  for name in ("summary.json", "weights.safetensors"):
+    os.remove(tmp_path / name)
+  os.mkdir(tmp_path / "checkpoints" / "7")
+  with pytest.raises(ValueError, match=r"checkpoints/7 is damaged.*remove it to go on from step 5"):
+    train(tiny_config(duration="5 steps"), str(tmp_path), say=quiet, devices=jax.devices()[:1])
+
+
+def test_equal_scores_are_not_all_correct():
+  """As argmax has it; else a network that says the same of every class would be right always."""
+  labels = jnp.array([0, 5, 9])
+  np.testing.assert_array_equal(topk_correct(jnp.zeros((3, 10)), labels, 1), [1, 0, 0])
+  np.testing.assert_array_equal(topk_correct(jnp.zeros((3, 10)), labels, 6), [1, 1, 0])
+  np.testing.assert_array_equal(topk_correct(jnp.full((3, 10), jnp.nan), labels, 1), [0, 0, 0])
+  logits = np.random.default_rng(0).standard_normal((200, 10))
+  want = [y in np.argsort(-z)[:3] for z, y in zip(logits, np.arange(200) % 10, strict=True)]
+  np.testing.assert_array_equal(topk_correct(jnp.asarray(logits), jnp.arange(200) % 10, 3), want)
 
 
 @pytest.mark.parametrize("weights,match", [
@@ -529,6 +596,9 @@ def test_a_study_runs_tabulates_and_plots(tmp_path):
 def test_a_study_is_checked_before_its_first_run(tmp_path):
   with pytest.raises(ValueError, match="'c' is not a run before it; those are a"):
     experiments.run(study(a=tiny_config(), b=tiny_wld_config("run:c")), str(tmp_path), say=quiet)
+  with pytest.raises(ValueError, match="in config.runs.b: unknown model 'resnet21_cifar'"):
+    experiments.run(study(a=tiny_config(), b=tiny_config(model__name="resnet21_cifar")),
+                    str(tmp_path), say=quiet)
   bad = change(tiny_config(), {})
   bad.bathc_size = 3
   with pytest.raises(ValueError, match="did you mean 'batch_size'"):

@@ -4,6 +4,7 @@ The unit that Grain distributes over threads and worker processes is the batch, 
 holds cannot depend on their number. Nothing here imports jax; workers unpickle `BatchReader`.
 """
 
+import functools
 import math
 import os
 import shutil
@@ -115,8 +116,8 @@ def checked_label(label, num_classes, key):
   return label
 
 
-def _start_worker(index, count):
-  """Runs first in each worker process.
+def _start_worker(parent, index, count):
+  """Runs first in each worker process of the process `parent`.
 
   Ctrl-C in a terminal and many schedulers signal the whole process group; the workers must go on
   while the main process saves. It ends them itself; if it is killed, they notice and end.
@@ -124,9 +125,8 @@ def _start_worker(index, count):
   del index, count
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, signal.SIG_IGN)
-  parent = os.getppid()
 
-  def watch():
+  def watch():  # the parent may be gone before this process has come up
     while os.getppid() == parent:
       time.sleep(1)
     os._exit(1)
@@ -163,6 +163,6 @@ def read_ahead(reader, start_step, workers, threads):
   if workers:
     dataset = dataset.mp_prefetch(
         grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),
-        worker_init_fn=_start_worker,
+        worker_init_fn=functools.partial(_start_worker, os.getpid()),
     )
   return iter(dataset)

@@ -23,17 +23,25 @@ ALPHAS = ("learned", "learned_per_channel", "scheduled")
 ADJUST_INITS = ("scaled", "same", "kaiming_fan_out", "zeros")
 
 
+def check_options(alpha: float | str = 1.0, adjust_init: str | Initializer = "scaled", **_) -> None:
+  """Raises ValueError for a word that is not among `ALPHAS` or `ADJUST_INITS`."""
+  if isinstance(alpha, str) and alpha not in ALPHAS:
+    raise ValueError(f"alpha={alpha!r}: give a number or one of {', '.join(ALPHAS)}")
+  if isinstance(adjust_init, str) and adjust_init not in ADJUST_INITS:
+    raise ValueError(
+        f"adjust_init={adjust_init!r}: give an initialiser or one of {', '.join(ADJUST_INITS)}")
+
+
 def resolve_alpha(module: nn.Module, alpha: float | str, features: int) -> jax.Array | float:
   """alpha as a number, a parameter that starts at 0, or a variable that a schedule sets."""
+  check_options(alpha=alpha)
   if not isinstance(alpha, str):
     return alpha
   if alpha == "learned":
     return module.param("alpha", nn.initializers.zeros_init(), (), module.param_dtype)
   if alpha == "learned_per_channel":
     return module.param("alpha", nn.initializers.zeros_init(), (features,), module.param_dtype)
-  if alpha == "scheduled":
-    return module.variable(SCHEDULED, "alpha", jnp.zeros, (), module.param_dtype).value
-  raise ValueError(f"alpha={alpha!r}: give a number or one of {', '.join(ALPHAS)}")
+  return module.variable(SCHEDULED, "alpha", jnp.zeros, (), module.param_dtype).value
 
 
 def adjust_initializer(
@@ -53,28 +61,26 @@ def adjust_initializer(
     kernel_shape: the shape of W.
     features: number of output channels.
   """
+  check_options(adjust_init=kind)
   if callable(kind):
     return kind
   if kind == "zeros":
     return nn.initializers.zeros_init()
   if kind == "kaiming_fan_out":
     return nn.initializers.normal(math.sqrt(2.0 / features))
-  if kind in ("scaled", "same"):
-    taps = math.prod(kernel_shape[:-2])
-    divisor = math.sqrt(taps) if kind == "scaled" else 1.0
+  taps = math.prod(kernel_shape[:-2])
+  divisor = math.sqrt(taps) if kind == "scaled" else 1.0
 
-    def init(rng, shape, dtype):
-      # One tap of a fresh draw of W's own initialiser: whatever its distribution, this has its
-      # spread. A W' with more rows than W has (dense beside a grouped W) takes several taps' rows.
-      rows = math.prod(shape[:-1])
-      draws = -(-rows // kernel_shape[-2])
-      taps_used = [kernel_init(r, kernel_shape, dtype).reshape(-1, *kernel_shape[-2:])[0]
-                   for r in jax.random.split(rng, draws)]
-      return jnp.concatenate(taps_used)[:rows].reshape(shape) / divisor
+  def init(rng, shape, dtype):
+    # One tap of a fresh draw of W's own initialiser: whatever its distribution, this has its spread.
+    # A W' with more rows than W has (dense beside a grouped W) takes one tap of several draws.
+    rows = math.prod(shape[:-1])
+    draws = -(-rows // kernel_shape[-2])
+    taps_used = [kernel_init(r, kernel_shape, dtype).reshape(-1, *kernel_shape[-2:])[0]
+                 for r in jax.random.split(rng, draws)]
+    return jnp.concatenate(taps_used)[:rows].reshape(shape) / divisor
 
-    return init
-  raise ValueError(
-      f"adjust_init={kind!r}: give an initialiser or one of {', '.join(ADJUST_INITS)}")
+  return init
 
 
 class ICConv(ConvBase):

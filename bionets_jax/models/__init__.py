@@ -8,6 +8,7 @@ from typing import Any
 import flax.linen as nn
 
 from bionets_jax.layers import ICConv
+from bionets_jax.layers.ic import check_options
 from bionets_jax.models.resnet import BasicBlock, Bottleneck, CifarResNet, ResNet
 
 # Options that belong to the IC units of a network and not to its backbone. `use_bias` is b2.
@@ -91,6 +92,7 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
   if ic_options and all(socket in overrides for socket in entry.ic_sockets):
     raise ValueError(f"{', '.join(ic_options)}: an option of IC units, but {name!r} keeps none: "
                      f"{', '.join(entry.ic_sockets)} was given a unit of its own")
+  check_options(**ic_options)
   unit = functools.partial(ICConv, **ic_options)
   fields.update(dict.fromkeys(entry.ic_sockets, unit))
 

@@ -151,8 +151,7 @@ class ResNet(nn.Module):
             shortcut=functools.partial(_projection, plain, norm),
             zero_init=self.zero_init_residual, name=name)(x)
       found[f"stage{i}"] = x
-    x = x.mean(axis=(1, 2), dtype=jnp.float32)
-    found["pre_logits"] = x
+    x = found["pre_logits"] = _pool(x)
     if self.num_classes is not None:
       x = nn.Dense(self.num_classes, kernel_init=torch_linear, bias_init=torch_bias(x.shape[-1]),
                    name="head")(x)
@@ -189,7 +188,7 @@ class CifarResNet(nn.Module):
             conv=functools.partial(self.conv, **options), norm=norm, shortcut=_subsample_and_pad,
             name=f"stage{i}_block{j}")(x)
       found[f"stage{i}"] = x
-    x = found["pre_logits"] = x.mean(axis=(1, 2), dtype=jnp.float32)
+    x = found["pre_logits"] = _pool(x)
     if self.num_classes is not None:
       x = nn.Dense(self.num_classes, kernel_init=he_fan_in, bias_init=torch_bias(x.shape[-1]),
                    name="head")(x)
@@ -199,6 +198,11 @@ class CifarResNet(nn.Module):
 def _norm(train: bool, groups: int, dtype: Any, *, name: str, **kwargs) -> Callable:
   module = BatchNorm(groups=groups, dtype=dtype, name=name, **kwargs)
   return functools.partial(module, use_running_average=not train)
+
+
+def _pool(x: jax.Array) -> jax.Array:
+  """Mean over height and width, in float32 at least."""
+  return x.mean(axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _projection(conv: Unit, norm: Unit, x: jax.Array, features: int, stride: int) -> jax.Array:
