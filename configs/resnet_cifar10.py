@@ -6,7 +6,7 @@ Published test errors of the plain ones in percent: 8.27, 7.37, 6.90, 6.61.
     python launch.py --config=configs/resnet_cifar10.py:resnet20 --config.data.dir=DIR
 
 CIFAR-10 must lie in DIR in ArrayRecord form; if it does not, the error names the command that prepares
-it. 200 epochs of 50,000 images of 32x32 pixels; about four minutes an epoch for ResNet-20 on two CPU cores.
+it. 200 epochs of 50,000 images of 32x32 pixels; six to nine minutes an epoch for ResNet-20 on two CPU cores.
 
 SGD with momentum 0.9 and weight decay 1e-4 on all parameters, batch 128 with the last one of an epoch
 smaller, rate 0.1 divided by 10 at epochs 100 and 150; crops of the zero-padded image and flips; ImageNet's
