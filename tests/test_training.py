@@ -20,11 +20,9 @@ from bionets_jax.training.clock import Clock, readable
 from bionets_jax.training.evaluation import evaluate_workdir
 from bionets_jax.training.lock import locked
 from bionets_jax.training.loop import Interrupted, train
-from bionets_jax.training.optimizers import make_optimizer, make_schedule
-from bionets_jax.training.setup import make_setup, model_options
-from bionets_jax.training.state import make_init, make_train_step
+from bionets_jax.training.setup import make_setup
+from bionets_jax.training.state import make_init
 from bionets_jax.training.summary import finished
-from bionets_jax.training.tasks import topk_correct
 from bionets_jax.training.writer import read_metrics
 from bionets_jax.weights.native import load_native, save_native
 
@@ -319,49 +317,11 @@ def test_own_normalisation_of_the_teacher(runs):
   np.testing.assert_allclose(task.teacher_logits(task.frozen, images), want, rtol=2e-5, atol=1e-5)
 
 
-# The step ------------------------------------------------------------------------------------
-
-
-def step_of(config, **options):
-  setup = make_setup(config, jax.devices()[:1])
-  state = jax.jit(make_init(setup.task, setup.optimizer, ema=options.get("ema_decay", 0) > 0))(
-      jax.random.key(0), {})
-  arguments = dict(seed=0, accumulate=1, ema_decay=0.0, unroll=True) | options
-  batches = setup.pipeline.train_batches(0)
-  batch = next(batches)
-  batches.close()
-  return setup, state, batch, jax.jit(make_train_step(setup.task, setup.optimizer, **arguments))
-
-
-@pytest.mark.parametrize("unroll", [True, False])
-def test_accumulation_is_the_mean_over_interleaved_parts(unroll):
-  config = tiny_config(optimizer__momentum=0.0, optimizer__weight_decay=0.0)
-  setup, state, batch, step = step_of(config, accumulate=2, unroll=unroll)
-  after, metrics = step(state, {}, batch)
-
-  def gradient(part, model_state):
-    def loss(params):
-      values, model_state_, _ = setup.task.train_losses(
-          params, model_state, {}, part, 0, jax.random.key(0))
-      return values.mean(), (model_state_, values.sum())
-    return jax.jit(jax.grad(loss, has_aux=True))(state.params)
-
-  even, odd = ({k: v[i::2] for k, v in batch.items()} for i in (0, 1))
-  first, (stats, one) = gradient(even, state.model_state)
-  second, (stats, two) = gradient(odd, stats)
-  want = jax.tree.map(lambda p, a, b: p - 0.1 * (a + b) / 2, state.params, first, second)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), after.params, want)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after.model_state, stats)
-  assert metrics["loss"] == pytest.approx(float(one + two), rel=1e-5) and metrics["count"] == 32
-
-
-def test_ema_averages_parameters_and_statistics():
-  _, state, batch, step = step_of(tiny_config(ema_decay=0.75), ema_decay=0.75)
-  after, _ = step(state, {}, batch)
-  for name in ("params", "model_state"):
-    want = jax.tree.map(lambda a, b: .75 * a + .25 * b, getattr(state, name), getattr(after, name))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), after.ema[name], want)
-  assert after.evaluated[0] is after.ema["params"] and state.params is not state.evaluated[0]
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+  config = tiny_config(schedule__lr=1e30, schedule__boundaries=(), checkpoint_every="1 steps")
+  with pytest.raises(FloatingPointError, match=r"at step \d.*schedule.lr"):
+    train(config, str(tmp_path / "w"), say=quiet, devices=jax.devices()[:1])
+  assert not os.path.exists(tmp_path / "w" / "weights.safetensors")
 
 
 def test_a_step_is_compiled_once_for_each_batch_size(tmp_path):
@@ -371,137 +331,6 @@ def test_a_step_is_compiled_once_for_each_batch_size(tmp_path):
   assert setup.pipeline.batch_sizes() == (240, 2) and setup.total_steps == 14
   state = train(config, str(tmp_path / "w"), say=quiet, devices=jax.devices()[:1]).state
   assert state.step == 14
-
-
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_is_pytorch_s(nesterov):
-  """g += wd p; v = m v + g; p -= lr (g + m v if nesterov else v), written out in float64."""
-  config = tiny_config(optimizer__nesterov=nesterov, optimizer__weight_decay=0.01).optimizer
-  rng = np.random.default_rng(0)
-  p = {"a": {"kernel": rng.standard_normal(5), "bias": rng.standard_normal(5), "alpha": np.array(1.0)}}
-  rates = [0.1, 0.1, 0.01]
-  optimizer = make_optimizer(config, lambda s: jnp.asarray(rates)[s])
-  params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), p)
-  state = optimizer.init(params)
-  velocity = jax.tree.map(np.zeros_like, p)
-  for i in range(3):
-    grads = jax.tree.map(lambda x: rng.standard_normal(np.shape(x)), p)
-    updates, state = optimizer.update(jax.tree.map(jnp.asarray, grads), state, params)
-    params = jax.tree.map(lambda a, b: a + b, params, updates)
-    for k in p["a"]:
-      g = grads["a"][k] + (0.01 if k != "alpha" else 0.0) * p["a"][k]
-      velocity["a"][k] = 0.9 * velocity["a"][k] + g
-      p["a"][k] = p["a"][k] - rates[i] * (g + 0.9 * velocity["a"][k] if nesterov else velocity["a"][k])
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), params, p)
-
-
-def test_decay_of_kernels_only():
-  config = tiny_config(optimizer__decay="kernels", optimizer__momentum=0.0).optimizer
-  optimizer = make_optimizer(config, lambda s: 1.0)
-  names = ("kernel", "adjust", "bias", "inner_bias", "scale", "alpha")
-  params = {"layer": {name: jnp.ones(()) for name in names}}
-  updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
-  assert {k for k, v in updates["layer"].items() if v != 0} == {"kernel", "adjust"}
-
-
-def test_schedules():
-  def rates(steps, **changes):
-    config = tiny_config(**{f"schedule__{k}": v for k, v in changes.items()}).schedule
-    schedule = make_schedule(config, batch_size=512, steps_per_epoch=10, total_steps=100)
-    return [float(schedule(s)) for s in steps]
-  np.testing.assert_allclose(rates((0, 299, 300, 599, 600, 900), boundaries=(30, 60)),
-                             [.1, .1, .01, .01, .001, .001], rtol=1e-6)
-  # Two boundaries on one step: both count.
-  np.testing.assert_allclose(rates((0, 1), boundaries=(0.08, 0.12)), [.1, .001], rtol=1e-6)
-  np.testing.assert_allclose(rates((0, 50, 100), kind="cosine"), [.1, .05, 0], atol=1e-7)
-  np.testing.assert_allclose(rates((0,), kind="constant", reference_batch=256), [.2], rtol=1e-6)
-  np.testing.assert_allclose(rates((0, 4, 9, 20), kind="constant", warmup="1 epochs"),
-                             [.01, .05, .1, .1], rtol=1e-6)
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-  config = tiny_config(schedule__lr=1e30, schedule__boundaries=(), checkpoint_every="1 steps")
-  with pytest.raises(FloatingPointError, match=r"at step \d.*schedule.lr"):
-    train(config, str(tmp_path / "w"), say=quiet, devices=jax.devices()[:1])
-  assert not os.path.exists(tmp_path / "w" / "weights.safetensors")
-
-
-# Configs -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("changes,match", [
-    (dict(model__name="resnet_20"), "unknown model 'resnet_20'.*did you mean"),
-    (dict(model__name=""), "model.name is empty"),
-    (dict(data__name="digitz"), "digits"),
-    (dict(data__train_transform="pad_krop(1)"), "pad_crop"),
-    (dict(batch_size=30), "30.*4"),
-    (dict(batch_size=0), "batch_size=0"),
-    (dict(batch_norm="groups(3)"), "batch of 32 does not divide"),
-    (dict(batch_norm="local"), "groups"),
-    (dict(accumulate=5), "accumulate=5"),
-    (dict(duration="3 weeks"), "config.duration='3 weeks'"),
-    (dict(log_every="0.5 steps"), "config.log_every"),
-    (dict(dtype="float8"), "config.dtype='float8'"),
-    (dict(schedule__kind="poly"), "step, cosine, constant"),
-    (dict(optimizer__decay="some"), "'all' or 'kernels'"),
-    (dict(data__mean=(0.1, 0.2)), "2 numbers for images of 1 channels"),
-    (dict(data__mean=()), "only WLD"),
-    (dict(data__mean=(76.0,)), "0..1"),
-    (dict(data__std=(0.0,)), "positive"),
-    (dict(eval_every="0 steps"), "config.eval_every='0 steps' is less than a step"),
-    (dict(ema_decay=1.0), "config.ema_decay=1.0"),
-    (dict(label_smoothing=-0.1), "config.label_smoothing=-0.1"),
-    (dict(model__options=ml_collections.ConfigDict(dict(num_classes=3))), "the data decides"),
-    (dict(task="classify"), "did you mean 'classification'"),
-])
-def test_wrong_values_fail_at_once(changes, match):
-  with pytest.raises((ValueError, FileNotFoundError), match=match):
-    make_setup(tiny_config(**changes))
-
-
-def test_wrong_device_is_refused():
-  with pytest.raises(RuntimeError, match="config.device='gpu', but JAX found only 'cpu'"):
-    make_setup(tiny_config(device="gpu"))
-
-
-def test_keys_that_nothing_reads():
-  config = tiny_config()
-  config.data.worker = 3
-  with pytest.raises(ValueError, match="config.data.worker: nothing reads this key.*'data.workers'"):
-    config_lib.check_config(config)
-  config = tiny_config()
-  config.wld = ml_collections.ConfigDict(dict(tolerance=0.1))
-  with pytest.raises(ValueError, match="wld.tolerance.*belongs to task 'wld'"):
-    config_lib.check_config(config)
-  config = tiny_config()
-  del config.ema_decay
-  with pytest.raises(ValueError, match="config.ema_decay is missing"):
-    config_lib.check_config(config)
-  with config.ignore_type():
-    config.ema_decay = "0.9"
-  with pytest.raises(ValueError, match="config.ema_decay='0.9' should be of type float"):
-    config_lib.check_config(config)
-
-
-def test_alpha_on_the_command_line_is_text():
-  config = tiny_wld_config("")
-  for text, value in (("learned", "learned"), ("0.02", 0.02), ("1.0", 1.0)):
-    config.model.options.alpha = text
-    assert model_options(config)["alpha"] == value
-  config.model.options.alpha = "lerned"
-  with pytest.raises(ValueError, match="learned_per_channel"):
-    make_setup(tiny_config(model__name="ic_resnet20_cifar",
-                           model__options=config.model.options))
-
-
-@pytest.mark.parametrize("key,value,match", [
-    ("distill", "foo", "soft_cross_entropy"), ("hinge", "foo", "batch, example"),
-    ("temperature", 0.0, "above 0"), ("distill_weight_shape", "foo", "cosine")])
-def test_wrong_wld_options_fail_before_anything_is_read(key, value, match):
-  config = tiny_wld_config("/no/such/teacher")
-  config.wld[key] = value
-  with pytest.raises(ValueError, match=f"config.wld: .*{match}"):
-    make_setup(config)
 
 
 def test_a_run_that_saved_nothing_owns_no_workdir(tmp_path):
@@ -517,30 +346,6 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
   os.mkdir(tmp_path / "checkpoints" / "7")
   with pytest.raises(ValueError, match=r"checkpoints/7 is damaged.*remove it to go on from step 5"):
     train(tiny_config(duration="5 steps"), str(tmp_path), say=quiet, devices=jax.devices()[:1])
-
-
-def test_equal_scores_are_not_all_correct():
-  """As argmax has it; else a network that says the same of every class would be right always."""
-  labels = jnp.array([0, 5, 9])
-  np.testing.assert_array_equal(topk_correct(jnp.zeros((3, 10)), labels, 1), [1, 0, 0])
-  np.testing.assert_array_equal(topk_correct(jnp.zeros((3, 10)), labels, 6), [1, 1, 0])
-  np.testing.assert_array_equal(topk_correct(jnp.full((3, 10), jnp.nan), labels, 1), [0, 0, 0])
-  logits = np.random.default_rng(0).standard_normal((200, 10))
-  want = [y in np.argsort(-z)[:3] for z, y in zip(logits, np.arange(200) % 10, strict=True)]
-  np.testing.assert_array_equal(topk_correct(jnp.asarray(logits), jnp.arange(200) % 10, 3), want)
-
-
-@pytest.mark.parametrize("weights,match", [
-    ("", "weights is empty"), ("/no/such.pth", "no such file"), (".", "not the workdir of a run")])
-def test_wrong_teachers(weights, match):
-  with pytest.raises((ValueError, FileNotFoundError), match=match):
-    make_setup(tiny_wld_config(weights))
-
-
-def test_unfinished_teacher(tmp_path):
-  (tmp_path / "config.json").write_text("{}")
-  with pytest.raises(FileNotFoundError, match="not finished"):
-    make_setup(tiny_wld_config(str(tmp_path)))
 
 
 def test_every_key_of_the_configs_is_read(runs, tmp_path, monkeypatch):
