@@ -42,8 +42,9 @@ def _parse(argv: list[str]) -> list[str]:
       key = argument.lstrip("-").split("=", 1)[0].partition("[")[0]
       if known and key.startswith("config.") and key[len("config."):] not in known:
         key = key[len("config."):]
-        _fail(f"--config.{key}: the config has no such key{nearest(key, known)}; "
-              f"it has {', '.join(sorted(known))}")
+        near = nearest(key, known)
+        _fail(f"--config.{key}: the config has no such key"
+              + (near or f"; it has {', '.join(sorted(known))}"))
     _fail(f"{error}\n{USAGE}")
 
 

@@ -73,7 +73,8 @@ def find_prepared(name, data_dir=""):
   if versions:
     problem = f"{base} has the versions {', '.join(versions)}."
   else:
-    problem = naming.unknown("data set", base, [*there, "digits", "folder"])
+    problem = (f"That directory holds {', '.join(sorted(there)) or 'no data set'}."
+               + naming.nearest(base, [*there, "digits", "folder"]))
   raise FileNotFoundError(
       f"The TFDS data set {name!r} is not prepared in {root}. {problem}\n"
       "To prepare it (once, with TensorFlow: pip install 'tensorflow-cpu>=2.20' tensorboard):\n"
