@@ -11,7 +11,7 @@ from bionets_jax.report.curves import plot_runs
 from bionets_jax.report.table import run_table
 from bionets_jax.training.config import nearest
 from bionets_jax.training.evaluation import evaluate_workdir
-from bionets_jax.training.loop import train
+from bionets_jax.training.loop import silent, train
 from bionets_jax.training.setup import check_values
 from bionets_jax.training.summary import write_json
 
@@ -41,7 +41,7 @@ def run(
   """
   lead = jax.process_index() == 0
   if not lead:
-    say = _silent
+    say = silent
   if os.path.isfile(workdir):
     raise ValueError(f"--workdir={workdir} is a file; give a directory")
   if "runs" not in config:
@@ -99,7 +99,3 @@ def _resolve(
 
 def _plot_path(workdir: str) -> str:
   return os.path.join(workdir, "plots", "curves.png")
-
-
-def _silent(text: str) -> None:
-  pass

@@ -44,6 +44,18 @@ def resolve_alpha(module: nn.Module, alpha: float | str, features: int) -> jax.A
   return module.variable(SCHEDULED, "alpha", jnp.zeros, (), module.param_dtype).value
 
 
+def hinge_parameters(module: "ICConv | ICDense") -> dict[str, Any]:
+  """b1, b2 and alpha of an IC layer, as the keyword arguments of `ops.ic_conv` and `ops.ic_dense`."""
+  inner_bias = outer_bias = None
+  shape = (module.features,)
+  if module.use_inner_bias:
+    inner_bias = module.param("inner_bias", module.bias_init, shape, module.param_dtype)
+  if module.use_bias:
+    outer_bias = module.param("bias", module.bias_init, shape, module.param_dtype)
+  alpha = resolve_alpha(module, module.alpha, module.features)
+  return {"inner_bias": inner_bias, "outer_bias": outer_bias, "alpha": alpha}
+
+
 def adjust_initializer(
     kind: str | Initializer, kernel_init: Initializer, kernel_shape: Shape, features: int
 ) -> Initializer:
@@ -131,17 +143,12 @@ class ICConv(ConvBase):
     init = adjust_initializer(
         self.adjust_init, self.kernel_init, self.kernel_shape(in_features), self.features)
     adjust = self.param("adjust", init, self.adjust_shape(in_features), self.param_dtype)
-    inner_bias = outer_bias = None
-    if self.use_inner_bias:
-      inner_bias = self.param("inner_bias", self.bias_init, (self.features,), self.param_dtype)
-    if self.use_bias:
-      outer_bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-    alpha = resolve_alpha(self, self.alpha, self.features)
+    hinge = hinge_parameters(self)
     # The biases and alpha stay in param_dtype: the combine runs in float32 whatever the dtype.
     x, kernel, adjust = self.promote_dtype(x, kernel, adjust, dtype=self.dtype)
     x, padding = self.pad(x)
     y = ops.ic_conv(
-        x, kernel, adjust, inner_bias=inner_bias, outer_bias=outer_bias, alpha=alpha,
+        x, kernel, adjust, **hinge,
         strides=self.per_axis(self.strides), padding=padding,
         kernel_dilation=self.per_axis(self.kernel_dilation),
         input_dilation=self.per_axis(self.input_dilation), groups=self.feature_group_count,
@@ -189,15 +196,10 @@ class ICDense(nn.Module):
         self.adjust_init, lambda rng, shape, dtype: self.kernel_init(
             rng, (n, self.features), dtype).reshape(shape), (n, 1, self.features), self.features)
     adjust = self.param("adjust", init, (self.features,), self.param_dtype)
-    inner_bias = outer_bias = None
-    if self.use_inner_bias:
-      inner_bias = self.param("inner_bias", self.bias_init, (self.features,), self.param_dtype)
-    if self.use_bias:
-      outer_bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-    alpha = resolve_alpha(self, self.alpha, self.features)
+    hinge = hinge_parameters(self)
     x, kernel, adjust = self.promote_dtype(inputs, kernel, adjust, dtype=self.dtype)
     return ops.ic_dense(
-        x, kernel, adjust, inner_bias=inner_bias, outer_bias=outer_bias, alpha=alpha,
+        x, kernel, adjust, **hinge,
         precision=self.precision)
 
   def macs(self, output_shape: Shape, in_features: int) -> int:

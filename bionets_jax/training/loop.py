@@ -86,7 +86,7 @@ def train(
 
   setup = make_setup(config, devices)
   if jax.process_index() > 0:
-    return _train(config, setup, workdir, lead=False, say=_silent)
+    return _train(config, setup, workdir, lead=False, say=silent)
   os.makedirs(workdir, exist_ok=True)
   with locked(workdir):
     write_json(os.path.join(workdir, "config.json"), config_lib.to_json(config))
@@ -115,13 +115,14 @@ def _train(
 
   # Restore -----------------------------------------------------------------------------------
   checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-  step, memory = 0, {"train": 0.0, "total": 0.0, "last": {}, "best": {}, "inputs": setup.inputs()}
+  inputs = setup.inputs()
+  step, memory = 0, {"train": 0.0, "total": 0.0, "last": {}, "best": {}, "inputs": inputs}
   if (latest := checkpoints.latest_step()) is not None:
     state, memory = checkpoints.restore(latest, abstract_like(state))
     step = latest
-    if memory["inputs"] != setup.inputs():
+    if memory["inputs"] != inputs:
       raise ValueError(f"{workdir} was begun with {memory['inputs']}, and now the data and the teacher "
-                       f"are {setup.inputs()}; give the same ones, or another --workdir")
+                       f"are {inputs}; give the same ones, or another --workdir")
     say(f"resuming from step {step} of {setup.total_steps}")
   clock = Clock(memory["train"], memory["total"])
   writer = MetricWriter(workdir, step) if lead else NoWriter()
@@ -273,5 +274,5 @@ def _abstract_batch(setup: Setup, size: int) -> dict[str, jax.ShapeDtypeStruct]:
       "label": jax.ShapeDtypeStruct((size,), np.int32, sharding=split)}
 
 
-def _silent(text: str) -> None:
-  pass
+def silent(text: str) -> None:
+  """What the processes that are not the first say."""

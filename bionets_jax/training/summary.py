@@ -68,7 +68,7 @@ def make_summary(
       "dtype": setup.dtype,
       "versions": {"bionets_jax": bionets_jax.__version__, "jax": jax.__version__,
                    "flax": flax.__version__},
-      "inputs": setup.inputs(),
+      "inputs": memory["inputs"],
       "paper": config_lib.to_json(config.paper),
   }
 
