@@ -1,7 +1,8 @@
 """Linen modules: the units and what the backbones need around them. Needs only jax and flax."""
 
 from bionets_jax.layers.conv import Conv
-from bionets_jax.layers.ic import ICConv, ICDense
+from bionets_jax.layers.ic import ICBranch, ICConv, ICDense
 from bionets_jax.layers.norm import BatchNorm
+from bionets_jax.layers.squeeze_excite import SqueezeExcite
 
-__all__ = ["BatchNorm", "Conv", "ICConv", "ICDense"]
+__all__ = ["BatchNorm", "Conv", "ICBranch", "ICConv", "ICDense", "SqueezeExcite"]

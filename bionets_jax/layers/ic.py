@@ -44,7 +44,7 @@ def resolve_alpha(module: nn.Module, alpha: float | str, features: int) -> jax.A
   return module.variable(SCHEDULED, "alpha", jnp.zeros, (), module.param_dtype).value
 
 
-def hinge_parameters(module: "ICConv | ICDense") -> dict[str, Any]:
+def hinge_parameters(module: "ICConv | ICDense | ICBranch") -> dict[str, Any]:
   """b1, b2 and alpha of an IC layer, as the keyword arguments of `ops.ic_conv` and `ops.ic_dense`."""
   inner_bias = outer_bias = None
   shape = (module.features,)
@@ -57,7 +57,8 @@ def hinge_parameters(module: "ICConv | ICDense") -> dict[str, Any]:
 
 
 def adjust_initializer(
-    kind: str | Initializer, kernel_init: Initializer, kernel_shape: Shape, features: int
+    kind: str | Initializer, kernel_init: Initializer, kernel_shape: Shape, features: int,
+    taps: int | None = None,
 ) -> Initializer:
   """The initialiser of W', whose scale beside that of W decides how the two branches mix.
 
@@ -72,6 +73,7 @@ def adjust_initializer(
     kernel_init: the initialiser of W.
     kernel_shape: the shape of W.
     features: number of output channels.
+    taps: number of taps of the box, where it is not that of W.
   """
   check_options(adjust_init=kind)
   if callable(kind):
@@ -80,7 +82,7 @@ def adjust_initializer(
     return nn.initializers.zeros_init()
   if kind == "kaiming_fan_out":
     return nn.initializers.normal(math.sqrt(2.0 / features))
-  taps = math.prod(kernel_shape[:-2])
+  taps = math.prod(kernel_shape[:-2]) if taps is None else taps
   divisor = math.sqrt(taps) if kind == "scaled" else 1.0
 
   def init(rng, shape, dtype):
@@ -159,6 +161,59 @@ class ICConv(ConvBase):
     """Multiply-adds of W and W' in one call. The box adds are `box_adds`."""
     per_output = math.prod(self.kernel_shape(in_features)[:-1]) + self.adjust_shape(in_features)[0]
     return math.prod(output_shape) * per_output
+
+  def box_adds(self, output_shape: Shape, in_features: int) -> int:
+    """Additions of the box sum in one call, counted as a k x k depthwise filter's; none for 1x1."""
+    if math.prod(self.window) == 1:
+      return 0
+    return math.prod(output_shape[:-1]) * in_features * math.prod(self.window)
+
+
+class ICBranch(ConvBase):
+  """What IC adds around a response that other layers computed: `u + alpha * relu(u - v + b1) + b2`.
+
+  `ICBranch(features, (3, 3), strides=2, padding=1)(x, u)` takes the input x (N, *spatial, C) of those
+  layers and their response u (N, *out, features), and sums x over the window that they span. So a
+  depthwise and a pointwise convolution, with what stands between them, become one IC layer, as the
+  paper has it for MobileNet. Parameters as in `ICConv`, without `kernel`; `adjust` is (C, features).
+
+  Of `ConvBase` it reads what says where the window lies: `kernel_size`, `strides`, `padding`,
+  `kernel_dilation`; and `kernel_init`, the initialiser of the pointwise kernel, for the scale of W'.
+
+  Raises:
+    ValueError: if u has not the shape that the window gives.
+  """
+
+  alpha: float | str = 1.0
+  use_inner_bias: bool = True
+  adjust_init: str | Initializer = "scaled"
+
+  replaces = "pair"
+
+  @nn.compact
+  def __call__(self, inputs: jax.Array, response: jax.Array) -> jax.Array:
+    x, batch = self.to_batch(inputs)
+    channels = x.shape[-1]
+    ones = (1,) * len(self.window)
+    init = adjust_initializer(
+        self.adjust_init, self.kernel_init, (*ones, channels, self.features), self.features,
+        taps=math.prod(self.window))
+    adjust = self.param("adjust", init, (channels, self.features), self.param_dtype)
+    hinge = hinge_parameters(self)
+    x, adjust, u = self.promote_dtype(x, adjust, response, dtype=self.dtype)
+    x, padding = self.pad(x)
+    s = ops.box_sum(x, self.window, strides=self.per_axis(self.strides), padding=padding,
+                    kernel_dilation=self.per_axis(self.kernel_dilation))
+    v = ops.conv(s, adjust.reshape(*ones, *adjust.shape), strides=ones, padding=((0, 0),) * len(ones),
+                 precision=self.precision)
+    v = v.reshape(*batch, *v.shape[1:])
+    if u.shape != v.shape:
+      raise ValueError(f"{self._where()}: the response has shape {u.shape}, its window gives {v.shape}")
+    return ops.ic_combine(u, v, **hinge)
+
+  def macs(self, output_shape: Shape, in_features: int) -> int:
+    """Multiply-adds of W' in one call."""
+    return math.prod(output_shape) * in_features
 
   def box_adds(self, output_shape: Shape, in_features: int) -> int:
     """Additions of the box sum in one call, counted as a k x k depthwise filter's; none for 1x1."""

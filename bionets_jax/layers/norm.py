@@ -22,7 +22,11 @@ class BatchNorm(nn.Module):
 
   Statistics and the normalisation are computed in float32 at least; the result has `dtype`.
 
+  A drop-in for `flax.linen.BatchNorm` without its `axis`, `axis_name` and `mask`.
+
   Attributes:
+    use_running_average: normalise by the running statistics (evaluation) or by the batch's
+      (training); here or in the call, not in both.
     groups: number of parts of the batch in training.
     momentum: decay of the running statistics, 1 - PyTorch's momentum.
     epsilon: added to the variance.
@@ -34,6 +38,7 @@ class BatchNorm(nn.Module):
     ValueError: in training, if the batch does not divide into the groups.
   """
 
+  use_running_average: bool | None = None
   groups: int = 1
   momentum: float = 0.9
   epsilon: float = 1e-5
@@ -45,7 +50,9 @@ class BatchNorm(nn.Module):
   bias_init: Initializer = nn.initializers.zeros_init()
 
   @nn.compact
-  def __call__(self, x: jax.Array, use_running_average: bool) -> jax.Array:
+  def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+    use_running_average = nn.merge_param(
+        "use_running_average", self.use_running_average, use_running_average)
     features = x.shape[-1]
     dtype = self.dtype or x.dtype
     wide = jnp.promote_types(x.dtype, jnp.float32)
