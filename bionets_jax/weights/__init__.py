@@ -4,9 +4,10 @@
     pretrained = load_pretrained('resnet50-11ad3fa6.pth', template, model_name='resnet50')
     logits = model.apply(pretrained.variables, images)
 
-Needs NumPy only (and safetensors for .safetensors files); torch is never imported.
+torch is never imported; .safetensors files need the library of that name.
 """
 
+from bionets_jax.weights.call_order import call_order, list_in_call_order, load_in_call_order
 from bionets_jax.weights.files import read_tensors
 from bionets_jax.weights.layouts import to_torch_layout
 from bionets_jax.weights.preprocessing import Preprocessing
@@ -17,6 +18,9 @@ __all__ = [
     "Preprocessing",
     "Pretrained",
     "TorchFileError",
+    "call_order",
+    "list_in_call_order",
+    "load_in_call_order",
     "load_pretrained",
     "read_tensors",
     "read_torch_file",
