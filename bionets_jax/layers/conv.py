@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 
 from bionets_jax import ops
-from bionets_jax.ops.conv import Pads
+from bionets_jax.ops.padding import Pads
 
 Shape = tuple[int, ...]
 Initializer = jax.nn.initializers.Initializer

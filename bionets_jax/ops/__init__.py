@@ -1,6 +1,11 @@
 """Pure array functions behind the layers. One public function per operation; needs only jax."""
 
-from bionets_jax.ops.conv import conv, explicit_padding
+from bionets_jax.ops.conv import conv
+from bionets_jax.ops.depthwise import depthwise_conv, paired_depthwise_product
+from bionets_jax.ops.grouped import deinterleave, grouped_pointwise, interleave
 from bionets_jax.ops.ic import box_sum, ic_combine, ic_conv, ic_dense
+from bionets_jax.ops.padding import explicit_padding
 
-__all__ = ["box_sum", "conv", "explicit_padding", "ic_combine", "ic_conv", "ic_dense"]
+__all__ = [
+    "box_sum", "conv", "deinterleave", "depthwise_conv", "explicit_padding", "grouped_pointwise",
+    "ic_combine", "ic_conv", "ic_dense", "interleave", "paired_depthwise_product"]

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bionets_jax.ops.conv import Pads, conv, explicit_padding
+from bionets_jax.ops.conv import conv
+from bionets_jax.ops.padding import Pads, explicit_padding
 
 
 def box_sum(
