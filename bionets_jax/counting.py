@@ -1,14 +1,20 @@
-"""Parameters and multiply-adds of a network, without running it."""
+"""Parameters and multiply-adds of a network, without running it.
+
+A layer counts if it is Flax's `Conv` or `Dense`, or a module with a method `macs(output_shape,
+in_features)`, which returns the multiply-adds of one call. What such a module calls in turn counts as
+part of it. A method `box_adds` of the same form tells the additions of an IC box sum.
+"""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 
-from bionets_jax.layers import Conv, ICConv, ICDense
+CONVENTIONS = ("macs", "ptflops")
 
 
 class LayerCount(NamedTuple):
@@ -46,50 +52,154 @@ def count_parameters(
 
 def count_layers(model: nn.Module, image_shape: int | tuple[int, ...]) -> list[LayerCount]:
   """Every convolution and dense layer that a forward pass over one image calls, in order."""
-  shape = _image_shape(image_shape)
   layers: list[LayerCount] = []
 
-  def count(next_call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
-    out = next_call(*args, **kwargs)
-    module = context.module
-    if context.method_name == "__call__" and isinstance(module, _COUNTED):
-      n, in_features = out.shape, args[0].shape[-1]
-      if isinstance(module, nn.Conv):
-        window = module.kernel_size
-        taps = math.prod((window,) if isinstance(window, int) else window)
-        macs = math.prod(n) * taps * in_features // module.feature_group_count
-      elif isinstance(module, nn.Dense):
-        macs = math.prod(n) * in_features
-      else:
-        macs = module.macs(n, in_features)
-      box = module.box_adds(n, in_features) if isinstance(module, ICConv) else 0
-      layers.append(LayerCount("/".join(module.path), type(module).__name__, n[1:], macs, box))
-    return out
+  def note(module: nn.Module, x: Any, out: Any) -> None:
+    if _is_layer(module):
+      layers.append(_count(module, x, out))
 
-  with nn.intercept_methods(count):
-    abstract_variables(model, shape)  # initialisation is a forward pass
+  with _outermost_calls(_is_layer, note):
+    abstract_variables(model, _image_shape(image_shape))  # initialisation is a forward pass
   return layers
 
 
 def count_macs(
-    model: nn.Module, image_size: int | tuple[int, ...] = 224, *, include_box: bool = False
+    model: nn.Module,
+    image_size: int | tuple[int, ...] = 224,
+    *,
+    include_box: bool = False,
+    convention: str = "macs",
 ) -> int:
   """Multiply-adds of a forward pass over one image.
 
-  The convention of the field's tables: convolutions and dense layers only, taps that fall on
-  padding counted, no biases, norms, activations or pools. An IC layer counts W and W'. Of Flax's own
-  layers `Conv` and `Dense` count; `ConvTranspose` and `DenseGeneral` do not.
+  Two conventions:
+    'macs': convolutions and dense layers only, taps that fall on padding counted; no biases, norms,
+      activations or pools. An IC layer counts W and W'. Of Flax's own layers `Conv` and `Dense` count;
+      `ConvTranspose` and `DenseGeneral` do not.
+    'ptflops': what ptflops (github.com/sovrasov/flops-counter.pytorch, 0.6) says of the PyTorch twin,
+      and the tables of the IC paper print. To the above come one for each output of a bias, b1 and b2
+      of an IC layer included; two for each output of a norm (one without scale and bias); one for each
+      output of a ReLU; one for each input of a pool, the mean over the whole image included. Other
+      activations, additions of branches and products are free, and so are the box sum of an IC layer,
+      its inner ReLU and its alpha: functional calls, which ptflops does not see. It is the count of a
+      twin whose ReLUs and pools are modules, as torchvision's are.
 
   Args:
     model: the network.
     image_size: a side (RGB images are assumed) or (H, W, C).
     include_box: counts each IC box sum as the k x k depthwise filter that it replaces. The IC
       paper's printed figures leave it out.
+    convention: 'macs' or 'ptflops'.
+
+  Raises:
+    ValueError: on an unknown convention.
   """
+  if convention not in CONVENTIONS:
+    raise ValueError(f"convention={convention!r}: give one of {', '.join(CONVENTIONS)}")
+  if convention == "ptflops":
+    return _ptflops(model, _image_shape(image_size), include_box)
   return sum(layer.macs + include_box * layer.box_adds for layer in count_layers(model, image_size))
 
 
-_COUNTED = (Conv, ICConv, ICDense, nn.Conv, nn.Dense)
+def _ptflops(model: nn.Module, shape: tuple[int, ...], include_box: bool) -> int:
+  total = 0
+
+  def note(module: nn.Module, x: Any, out: Any) -> None:
+    nonlocal total
+    if _is_layer(module):
+      layer = _count(module, x, out)
+      biases = sum(bool(getattr(module, name, False)) for name in ("use_bias", "use_inner_bias"))
+      total += layer.macs + include_box * layer.box_adds + biases * out.size
+    else:
+      total += out.size * (2 if module.use_scale or module.use_bias else 1)
+
+  variables = abstract_variables(model, shape)
+  images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  with _outermost_calls(lambda module: _is_layer(module) or _is_norm(module), note):
+    program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
+  return total + sum(_relu_or_pool(equation) for equation in _outside_layers(program.jaxpr))
+
+
+# Layers and norms are modules and are met as they are called. ReLUs and pools are functions: these are
+# read off the traced program, in which this name marks what layers and norms do inside.
+_INSIDE = "inside_a_counted_module"
+
+
+def _outermost_calls(
+    wanted: Callable[[nn.Module], bool], note: Callable[[nn.Module, Any, Any], None]
+) -> Any:
+  """A context in which `note(module, input, output)` hears of each call of a wanted module.
+
+  Calls from within a wanted module are not told, so that no layer counts twice.
+  """
+  depth = 0
+
+  def intercept(next_call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
+    nonlocal depth
+    if context.method_name != "__call__" or depth or not wanted(context.module):
+      return next_call(*args, **kwargs)
+    depth += 1
+    try:
+      with jax.named_scope(_INSIDE):
+        out = next_call(*args, **kwargs)
+    finally:
+      depth -= 1
+    note(context.module, args[0] if args else next(iter(kwargs.values())), out)
+    return out
+
+  return nn.intercept_methods(intercept)
+
+
+def _outside_layers(jaxpr: Any) -> Iterator[Any]:
+  """The equations of a program and of those inside it, but for what layers and norms do inside."""
+  for equation in jaxpr.eqns:
+    if _INSIDE in str(equation.source_info.name_stack):
+      continue
+    yield equation
+    if _is_relu(equation):
+      continue
+    for value in equation.params.values():
+      for program in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(program, jax.extend.core.ClosedJaxpr):
+          program = program.jaxpr
+        if isinstance(program, jax.extend.core.Jaxpr):
+          yield from _outside_layers(program)
+
+
+def _relu_or_pool(equation: Any) -> int:
+  """What an equation costs by ptflops: a ReLU its outputs, a pool its inputs, anything else nothing."""
+  name, (x, *_) = equation.primitive.name, (*equation.invars, None)
+  if _is_relu(equation) or name in ("reduce_window_max", "reduce_window_sum"):
+    return x.aval.size
+  if name == "reduce_sum" and tuple(equation.params["axes"]) == tuple(range(1, x.aval.ndim - 1)):
+    return x.aval.size  # the mean over the image
+  return 0
+
+
+def _is_relu(equation: Any) -> bool:
+  return equation.params.get("name") in ("relu", "relu6")
+
+
+def _is_layer(module: nn.Module) -> bool:
+  return isinstance(module, nn.Conv | nn.Dense) or callable(getattr(module, "macs", None))
+
+
+def _is_norm(module: nn.Module) -> bool:
+  return hasattr(module, "use_scale") and hasattr(module, "use_bias")
+
+
+def _count(module: nn.Module, x: Any, out: Any) -> LayerCount:
+  n, in_features = out.shape, x.shape[-1]
+  if isinstance(module, nn.Conv):
+    window = module.kernel_size
+    taps = math.prod((window,) if isinstance(window, int) else window)
+    macs = math.prod(n) * taps * in_features // module.feature_group_count
+  elif isinstance(module, nn.Dense):
+    macs = math.prod(n) * in_features
+  else:
+    macs = module.macs(n, in_features)
+  box = module.box_adds(n, in_features) if hasattr(module, "box_adds") else 0
+  return LayerCount("/".join(module.path), type(module).__name__, n[1:], macs, box)
 
 
 def _image_shape(image_size: int | tuple[int, ...]) -> tuple[int, ...]:

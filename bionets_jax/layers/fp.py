@@ -4,6 +4,7 @@ Sources: "Feature Products Yield Efficient Networks" (section 2 and Eqs. 3, 4); 
 authors published in a journal later; and their Min-Nets, with the minimum for the product.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -59,8 +60,7 @@ class DepthwisePair(nn.Module):
 
   def macs(self, output_shape: Shape, in_features: int) -> int:
     """Multiply-adds of the two filters in one call; the product is not counted."""
-    k, l = self.kernel_size
-    return 2 * k * l * output_shape[0] * output_shape[1] * output_shape[2] * in_features
+    return 2 * math.prod(self.kernel_size) * math.prod(output_shape[:-1]) * in_features
 
 
 class FPBlock(nn.Module):
@@ -77,7 +77,7 @@ class FPBlock(nn.Module):
 
   Attributes:
     features: channels of the output.
-    expansion: q; F is round(q * features).
+    expansion: q; F is q * features, rounded down.
     pool: halve height and width: as the first block of a stage that halves its resolution.
     single_filter: the ablation of Table 1: one depthwise filter, BN without parameters, ReLU.
     combine: 'product', or 'min' for the smaller of the two responses (Min-Nets; as many parameters).
@@ -118,7 +118,7 @@ class FPBlock(nn.Module):
     norm = self.norm if train is None else partial(self.norm, use_running_average=not train)
     options = dict(kernel_init=self.kernel_init, dtype=self.dtype)
     journal = self.variant == "journal"
-    width = round(self.expansion * self.features)
+    width = int(self.expansion * self.features)
 
     y = conv_norm_act(x, self.pointwise, width, (1, 1), norm=norm, act=nn.relu, name="conv1", **options)
     strides = 2 if journal and self.pool else 1

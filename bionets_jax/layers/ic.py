@@ -49,7 +49,8 @@ def hinge_parameters(module: "ICConv | ICDense | ICBranch") -> dict[str, Any]:
   inner_bias = outer_bias = None
   shape = (module.features,)
   if module.use_inner_bias:
-    inner_bias = module.param("inner_bias", module.bias_init, shape, module.param_dtype)
+    # Zeros whatever bias_init is, which is meant for the bias of the layer that IC stands in for.
+    inner_bias = module.param("inner_bias", nn.initializers.zeros_init(), shape, module.param_dtype)
   if module.use_bias:
     outer_bias = module.param("bias", module.bias_init, shape, module.param_dtype)
   alpha = resolve_alpha(module, module.alpha, module.features)

@@ -11,11 +11,10 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from bionets_jax.layers import BatchNorm, SqueezeExcite
 from bionets_jax.layers.socket import Unit, check_unit, conv_norm_act, plain_conv
-from bionets_jax.models.resnet import select_endpoints
+from bionets_jax.models.common import mean_pool, select_endpoints
 
 
 class Stage(NamedTuple):
@@ -202,7 +201,7 @@ class EfficientNet(nn.Module):
     x = found["top"] = conv_norm_act(
         x, self.pointwise, scaled(1280), (1, 1), norm=norm, act=nn.swish if self.top_act else None,
         kernel_init=self.pointwise_init, dtype=self.dtype, name="top_conv")
-    x = found["pre_logits"] = x.mean((1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+    x = found["pre_logits"] = mean_pool(x)
     if self.num_classes is not None:
       x = nn.Dropout(self.dropout, name="dropout_layer")(x, deterministic=not train)
       x = nn.Dense(self.num_classes, kernel_init=keras_dense, name="head")(x)

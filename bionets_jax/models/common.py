@@ -1,0 +1,42 @@
+"""What the backbones share: initialisers, the last pool, endpoints."""
+
+from collections.abc import Collection
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# PyTorch's kaiming_normal_ in its two modes, and its default for linear layers and convolutions,
+# U(+-1/sqrt(fan_in)).
+he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+torch_default = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def torch_bias(fan_in: int) -> nn.initializers.Initializer:
+  """PyTorch's default for the bias of a layer, U(+-1/sqrt(fan_in))."""
+  bound = fan_in**-0.5
+  return lambda rng, shape, dtype=jnp.float32: jax.random.uniform(rng, shape, dtype, -bound, bound)
+
+
+def mean_pool(x: jax.Array) -> jax.Array:
+  """(N, H, W, C) to (N, C), the mean over height and width, in float32 at least."""
+  return x.mean(axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def select_endpoints(
+    logits: jax.Array, found: dict[str, jax.Array], wanted: bool | Collection[str]
+) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+  """What a backbone returns: logits, or (logits, the endpoints asked for).
+
+  Raises:
+    ValueError: for an endpoint that the network has not.
+  """
+  if wanted is False:
+    return logits
+  if wanted is True:
+    return logits, found
+  wanted = (wanted,) if isinstance(wanted, str) else tuple(wanted)
+  if missing := [name for name in wanted if name not in found]:
+    raise ValueError(f"no endpoint {missing[0]!r}; this network has {', '.join(found)}")
+  return logits, {name: found[name] for name in wanted}

@@ -1,0 +1,112 @@
+"""MobileNet v1 for small images, with sockets for its depthwise and pointwise convolutions and their pairs.
+
+Source: Howard et al. 2017; the layout is pytorch-cifar's (github.com/kuangliu/pytorch-cifar), as are the
+initialisers: PyTorch's defaults, which that repository leaves alone.
+"""
+
+import functools
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from bionets_jax.layers import BatchNorm
+from bionets_jax.layers.socket import Unit, check_unit, conv_norm_act, plain_conv
+from bionets_jax.models.common import mean_pool, select_endpoints, torch_bias, torch_default
+
+
+class MobileNetBlock(nn.Module):
+  """Depthwise 3x3, BN, ReLU, pointwise, BN, ReLU: (N, H, W, C) -> (N, H/s, W/s, features).
+
+  Attributes:
+    features: channels of the output.
+    stride: of the depthwise convolution.
+    conv: socket of the depthwise convolution.
+    pointwise: socket of the pointwise convolution.
+    pair: unit around both, or None; added to the pointwise response, before its norm.
+    norm: see `layers.socket.conv_norm_act`.
+    dtype: of the computation.
+  """
+
+  features: int
+  stride: int
+  conv: Unit
+  pointwise: Unit
+  pair: Unit | None
+  norm: Unit
+  dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    options = dict(kernel_init=torch_default, dtype=self.dtype)
+    window = dict(strides=self.stride, padding=1, **options)
+    around = None
+    if self.pair is not None:
+      pair = self.pair(self.features, (3, 3), name="pair", **window)
+      around = functools.partial(pair, x)
+    layer = dict(norm=self.norm, act=nn.relu)
+    y = conv_norm_act(x, self.conv, x.shape[-1], (3, 3), feature_group_count=x.shape[-1],
+                      name="depthwise_conv", **window, **layer)
+    return conv_norm_act(y, self.pointwise, self.features, (1, 1), around=around,
+                         name="pointwise_conv", **options, **layer)
+
+
+class MobileNet(nn.Module):
+  """pytorch-cifar's MobileNet: a 3x3 stem of stride 1 and 13 depthwise-separable blocks.
+
+  Maps images (N, H, W, 3), float, to logits (N, num_classes), float32. Endpoints, by name: 'stem',
+  'stage1'..'stage5', 'pre_logits' (the pooled features). Every stage but the first halves the sides,
+  rounding up.
+
+  Attributes:
+    stage_sizes: blocks per stage.
+    num_classes: None leaves the head away; the pooled features are returned in place of logits.
+    conv: socket of the depthwise 3x3 convolutions.
+    pointwise: socket of the 1x1 convolutions.
+    pair: None, or a unit such as `layers.ICBranch` around each depthwise-pointwise pair: it adds to the
+      pointwise response what it computes from the pair's input.
+    width: channels of the stem; stage i has width * 2^i.
+    batch_norm_groups: see `layers.BatchNorm`.
+    dtype: of the computation. Parameters, statistics and logits stay float32.
+
+  Raises:
+    ValueError: for a unit that does not fit its socket.
+  """
+
+  stage_sizes: Sequence[int] = (1, 2, 2, 6, 2)
+  num_classes: int | None = 10
+  conv: Unit = plain_conv
+  pointwise: Unit = plain_conv
+  pair: Unit | None = None
+  width: int = 32
+  batch_norm_groups: int = 1
+  dtype: Any = None
+
+  sockets = {"conv": "conv", "pointwise": "pointwise", "pair": "pair"}
+
+  @nn.compact
+  def __call__(
+      self, images: jax.Array, train: bool = False, endpoints: bool | Collection[str] = False
+  ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+    for socket, place in self.sockets.items():
+      if (unit := getattr(self, socket)) is not None:
+        check_unit(unit, place, socket)
+    norm = functools.partial(
+        BatchNorm, use_running_average=not train, groups=self.batch_norm_groups, dtype=self.dtype)
+    found = {}
+    x = found["stem"] = conv_norm_act(
+        images, plain_conv, self.width, (3, 3), padding=1, kernel_init=torch_default, norm=norm,
+        act=nn.relu, dtype=self.dtype, name="stem_conv")
+    for i, blocks in enumerate(self.stage_sizes, start=1):
+      for j in range(blocks):
+        x = MobileNetBlock(
+            self.width * 2**i, stride=2 if i > 1 and j == 0 else 1, conv=self.conv,
+            pointwise=self.pointwise, pair=self.pair, norm=norm, dtype=self.dtype,
+            name=f"stage{i}_block{j}")(x)
+      found[f"stage{i}"] = x
+    x = found["pre_logits"] = mean_pool(x)
+    if self.num_classes is not None:
+      x = nn.Dense(self.num_classes, kernel_init=torch_default, bias_init=torch_bias(x.shape[-1]),
+                   name="head")(x)
+    return select_endpoints(x, found, endpoints)
