@@ -53,13 +53,20 @@ def check_unit(unit: Unit, place: str, socket: str) -> None:
   """
   if isinstance(unit, nn.Module) or not callable(unit):
     raise ValueError(f"{socket}: give a module class or a functools.partial of one, which the network "
-                     f"calls for each of its layers; got {unit!r}")
+                     f"calls for each of its layers; got an instance of {type(unit).__name__}")
   cls = unit_class(unit)
   replaces = getattr(cls, "replaces", "conv")
   if replaces not in _ACCEPTED[place]:
     raise ValueError(
         f"{socket}: {getattr(cls, '__name__', cls)} replaces {PLACES[replaces]}, but this socket holds "
         f"{PLACES[place] if place != 'conv' else 'k x k convolutions'}")
+
+
+def check_sockets(backbone: nn.Module) -> None:
+  """`check_unit` for every socket of a backbone: its class attribute `sockets` names them with their place."""
+  for socket, place in backbone.sockets.items():
+    if getattr(backbone, socket) is not None:
+      check_unit(getattr(backbone, socket), place, socket)
 
 
 def conv_norm_act(

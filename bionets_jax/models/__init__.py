@@ -11,7 +11,7 @@ import flax.linen as nn
 from bionets_jax.layers import FPBlock, GroupedPointwise, ICBranch, ICConv
 from bionets_jax.layers.fp import check_fp_options
 from bionets_jax.layers.ic import check_options
-from bionets_jax.layers.socket import Unit, check_unit, unit_class
+from bionets_jax.layers.socket import Unit, check_sockets, unit_class
 from bionets_jax.models.common import he_fan_in
 from bionets_jax.models.efficientnet import VARIANTS, EfficientNet
 from bionets_jax.models.mobilenet import MobileNet
@@ -154,6 +154,7 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
     if key not in known:
       raise ValueError(_unknown(name, key, known, family))
   model = entry.backbone(**(fields | overrides))
+  check_sockets(model)
   check = getattr(model, "check", None)
   if check is not None:
     check()

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from bionets_jax.layers import BatchNorm, SqueezeExcite
-from bionets_jax.layers.socket import Unit, check_unit, conv_norm_act, plain_conv
+from bionets_jax.layers.socket import Unit, check_sockets, conv_norm_act, plain_conv
 from bionets_jax.models.common import mean_pool, select_endpoints
 
 
@@ -171,14 +171,15 @@ class EfficientNet(nn.Module):
   batch_norm_groups: int = 1
   dtype: Any = None
 
+  sockets = {"pointwise": "pointwise", "conv": "conv", "pair": "pair"}
+
   @nn.compact
   def __call__(
       self, images: jax.Array, train: bool = False, endpoints: bool | Collection[str] = False
   ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
     if self.flavour not in FLAVOURS:
       raise ValueError(f"flavour={self.flavour!r}: give one of {', '.join(FLAVOURS)}")
-    if self.pair is not None:
-      check_unit(self.pair, "pair", "pair")
+    check_sockets(self)
     norm = self._norm(train)
     scaled = functools.partial(round_features, width=self.width)
     stages = [Stage(*stage) for stage in self.stages]

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from bionets_jax.layers import BatchNorm
-from bionets_jax.layers.socket import Unit, check_unit, conv_norm_act, plain_conv
+from bionets_jax.layers.socket import Unit, check_sockets, conv_norm_act, plain_conv
 from bionets_jax.models.common import mean_pool, select_endpoints, torch_bias, torch_default
 
 
@@ -89,9 +89,7 @@ class MobileNet(nn.Module):
   def __call__(
       self, images: jax.Array, train: bool = False, endpoints: bool | Collection[str] = False
   ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
-    for socket, place in self.sockets.items():
-      if (unit := getattr(self, socket)) is not None:
-        check_unit(unit, place, socket)
+    check_sockets(self)
     norm = functools.partial(
         BatchNorm, use_running_average=not train, groups=self.batch_norm_groups, dtype=self.dtype)
     found = {}

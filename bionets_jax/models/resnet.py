@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from bionets_jax.layers import BatchNorm, FPBlock, SqueezeExcite
 from bionets_jax.layers.conv import Initializer
-from bionets_jax.layers.socket import Unit, check_unit, conv_norm_act, plain_conv
+from bionets_jax.layers.socket import Unit, check_sockets, conv_norm_act, plain_conv
 from bionets_jax.models.common import (
     he_fan_out,
     mean_pool,
@@ -204,6 +204,7 @@ class ResNet(nn.Module):
   def __call__(
       self, images: jax.Array, train: bool = False, endpoints: bool | Collection[str] = False
   ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
+    check_sockets(self)
     self.check()
     options = dict(dtype=self.dtype, kernel_init=self.kernel_init)
     norm = functools.partial(BatchNorm, use_running_average=not train, groups=self.batch_norm_groups,
@@ -257,9 +258,6 @@ class ResNet(nn.Module):
                        ("fp_placement", PLACEMENTS)):
       if getattr(self, key) not in known:
         raise ValueError(f"{key}={getattr(self, key)!r}: give one of {', '.join(map(repr, known))}")
-    for socket, place in self.sockets.items():
-      if getattr(self, socket) is not None:
-        check_unit(getattr(self, socket), place, socket)
     if self.block != "bottleneck":
       given = [key for key in ("pointwise", "reduce", "expand") if getattr(self, key) not in (None, plain_conv)]
       if given:

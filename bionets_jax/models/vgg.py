@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 
 from bionets_jax.layers import BatchNorm
-from bionets_jax.layers.socket import Unit, check_unit, conv_norm_act, plain_conv
+from bionets_jax.layers.socket import Unit, check_sockets, conv_norm_act, plain_conv
 from bionets_jax.models.common import mean_pool, select_endpoints, torch_bias, torch_default
 
 
@@ -58,15 +58,17 @@ class VGG(nn.Module):
 
   sockets = {"conv": "conv"}
 
+  sockets = {"conv": "conv"}
+
   @nn.compact
   def __call__(
       self, images: jax.Array, train: bool = False, endpoints: bool | Collection[str] = False
   ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
-    check_unit(self.conv, self.sockets["conv"], "conv")
     height, width = images.shape[1:3]
     if min(height, width) < (least := 2 ** len(self.stage_sizes)):
       raise ValueError(f"VGG: images of {height} x {width} pixels vanish in {len(self.stage_sizes)} "
                        f"max-pools; each side needs {least} at least")
+    check_sockets(self)
     norm = functools.partial(
         BatchNorm, use_running_average=not train, groups=self.batch_norm_groups, dtype=self.dtype)
     found = {}
