@@ -16,18 +16,22 @@ _LAZY = {
     "layers": ("bionets_jax.layers", None),
     "models": ("bionets_jax.models", None),
     "losses": ("bionets_jax.losses", None),
+    "surgery": ("bionets_jax.surgery", None),
     "weights": ("bionets_jax.weights", None),
     "create_model": ("bionets_jax.models", "create_model"),
     "list_models": ("bionets_jax.models", "list_models"),
+    "transplant": ("bionets_jax.surgery", "transplant"),
+    "inherit": ("bionets_jax.surgery", "inherit"),
     "count_parameters": ("bionets_jax.counting", "count_parameters"),
     "count_macs": ("bionets_jax.counting", "count_macs"),
 }
 __all__ = sorted(_LAZY)
 
 if TYPE_CHECKING:
-  from bionets_jax import layers, losses, models, ops, weights
+  from bionets_jax import layers, losses, models, ops, surgery, weights
   from bionets_jax.counting import count_macs, count_parameters
   from bionets_jax.models import create_model, list_models
+  from bionets_jax.surgery import inherit, transplant
 
 
 def __getattr__(name):

@@ -68,8 +68,8 @@ class MBConv(nn.Module):
   """Inverted residual block: expand 1x1, depthwise k x k, squeeze-and-excitation, project 1x1.
 
   (N, H, W, C) -> (N, H/s, W/s, features). No expansion if `expand` is 1; the input is added if the
-  shape allows. Attributes as in `EfficientNet`; `strided_padding` is that of a depthwise filter with a
-  stride, `drop_rate` the probability that a sample loses the block in training.
+  shape allows. Attributes as in `EfficientNet`; `padding` is the depthwise convolution's, `drop_rate` the
+  probability that a sample loses the block in training.
   """
 
   features: int
@@ -204,7 +204,7 @@ class EfficientNet(nn.Module):
         kernel_init=self.pointwise_init, dtype=self.dtype, name="top_conv")
     x = found["pre_logits"] = mean_pool(x)
     if self.num_classes is not None:
-      x = nn.Dropout(self.dropout, name="dropout_layer")(x, deterministic=not train)
+      x = nn.Dropout(self.dropout, name="head_dropout")(x, deterministic=not train)
       x = nn.Dense(self.num_classes, kernel_init=keras_dense, name="head")(x)
     return select_endpoints(x, found, endpoints)
 

@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict
 from bionets_jax import weights
 from bionets_jax.counting import abstract_variables
 from bionets_jax.models import base_name, create_model
+from bionets_jax.surgery import inherit
 from bionets_jax.weights.native import load_native
 from bionets_jax.weights.preprocessing import Preprocessing
 
@@ -115,16 +116,13 @@ def check_inheritance(
   Raises:
     ValueError: if the teacher has a leaf that the student lacks or has in another shape.
   """
-  old, new = flatten_dict(teacher, sep="/"), flatten_dict(student, sep="/")
-  wrong = [f"{k}: {tuple(v.shape)} in the teacher, "
-           f"{tuple(new[k].shape) if k in new else 'absent'} in the student"
-           for k, v in old.items() if k not in new or new[k].shape != v.shape]
-  if wrong:
-    shown = "\n  ".join(wrong[:10])
+  result = inherit(teacher, student)
+  if result.unused:
+    shapes = [{"/".join(k): tuple(v.shape) for k, v in flatten_dict(t).items()} for t in (teacher, student)]
+    shown = "\n  ".join(f"{path}: {shapes[0][path]} in the teacher, {shapes[1].get(path, 'absent')} in the "
+                        "student" for path in result.unused[:10])
     raise ValueError(
-        f"{names[1]} cannot start from {names[0]}: {len(wrong)} of its {len(old)} leaves do not fit\n"
-        f"  {shown}" + ("\n  ..." if len(wrong) > 10 else "")
+        f"{names[1]} cannot start from {names[0]}: {len(result.unused)} of its {len(shapes[0])} leaves do not "
+        f"fit\n  {shown}" + ("\n  ..." if len(result.unused) > 10 else "")
         + f"\nthe network under {names[1]} is {base_name(names[1])}")
-  return [k for k in new if k not in old]
-
-
+  return list(result.new)

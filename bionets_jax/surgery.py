@@ -1,0 +1,214 @@
+"""Units put into networks that were written without them, and weights taken over from those.
+
+    twin = transplant(their_model, bn.layers.ICConv, where=lambda path, conv: conv.kernel_size == (3, 3))
+    grown = inherit(their_variables, twin.init(rng, images))
+    print(grown)                      # what was copied, what is new
+    logits = twin.apply(grown.variables, images)
+
+Needs only jax and flax.
+"""
+
+import collections
+import dataclasses
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax
+import flax.linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from bionets_jax.layers.socket import Unit, unit_class
+
+Where = str | Callable[[str, nn.Module], bool]
+_SHOWN = 20
+
+
+class Transplanted(nn.Module):
+  """A network whose layers of one kind are units. Made by `transplant`.
+
+  Its variables are those of the network by the same paths, and the units' own beside them. Called like
+  the network.
+  """
+
+  model: nn.Module
+  unit: Callable[..., nn.Module]
+  where: Where | None = None
+  of: type[nn.Module] = nn.Conv
+
+  def setup(self):
+    nn.share_scope(self, self.model)
+
+  def __call__(self, *args, **kwargs):
+    seen: list[str] = []
+    replaced: list[str] = []
+
+    def swap(next_call, args, kwargs, context):
+      module = context.module
+      if context.method_name != "__call__" or not isinstance(module, self.of):
+        return next_call(*args, **kwargs)
+      path = "/".join(module.path)
+      seen.append(path)
+      if not self._wanted(path, module):
+        return next_call(*args, **kwargs)
+      replaced.append(path)
+      # The unit lives in the scope of the layer that it stands for, so the leaves that the two have in
+      # common keep their paths.
+      return _build(self.unit, module, path).clone(parent=module.scope)(*args, **kwargs)
+
+    with nn.intercept_methods(swap):
+      out = self.model(*args, **kwargs)
+    if not replaced:
+      layers = f"its {self.of.__name__} layers are {', '.join(seen[:_SHOWN])}" + (
+          ", ..." if len(seen) > _SHOWN else "") if seen else f"it calls no {self.of.__name__} layer"
+      raise ValueError(f"transplant: nothing in {type(self.model).__name__} was replaced; {layers}")
+    return out
+
+  def _wanted(self, path: str, module: nn.Module) -> bool:
+    if self.where is None:
+      if getattr(unit_class(self.unit), "replaces", "") != "pointwise":
+        return True
+      kernel = module.kernel_size
+      return all(k == 1 for k in ((kernel,) if isinstance(kernel, int) else kernel))
+    if isinstance(self.where, str):
+      return re.fullmatch(self.where, path) is not None
+    return bool(self.where(path, module))
+
+
+def transplant(
+    model: nn.Module, unit: Unit | Callable[[nn.Module], nn.Module], *, where: Where | None = None,
+    of: type[nn.Module] = nn.Conv,
+) -> Transplanted:
+  """Puts a unit into a network without touching its code, by intercepting its layers' calls.
+
+  Args:
+    model: any Linen module.
+    unit: a module class or a functools.partial of one: called with the arguments of the layer that it
+      replaces, as far as the partial does not set them. Or a function from that layer to the module
+      which is called in its place, with the layer's inputs; so a block of theirs can become an `FPBlock`.
+    where: which layers: a regular expression for the whole of the layer's path ('block_1/Conv_0'), or a
+      function of path and layer. By default all; for a unit of 1x1 convolutions all of those.
+    of: the class of the layers.
+
+  Returns:
+    A module with `model`'s variables plus those of the units. Transplants can be nested.
+
+  Raises (when it is first called):
+    ValueError: if no layer was replaced, or a layer has an argument that the unit does not know.
+  """
+  return Transplanted(model, unit, where, of)
+
+
+def _build(unit: Callable, layer: nn.Module, path: str) -> nn.Module:
+  cls = unit_class(unit)
+  if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
+    return unit(layer)
+  takes = {f.name for f in dataclasses.fields(cls)}
+  given = set(getattr(unit, "keywords", {}))
+  arguments = {}
+  for field in dataclasses.fields(layer):
+    if field.name in ("parent", "name") or field.name in given:
+      continue
+    value = getattr(layer, field.name)
+    if field.name in takes:
+      arguments[field.name] = value
+    elif not (value is field.default or value == field.default):
+      raise ValueError(f"transplant: {type(layer).__name__} '{path}' has {field.name}={value!r}, which "
+                       f"{cls.__name__} does not know; leave it out with `where`")
+  return unit(**arguments, parent=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Inheritance:
+  """What a network took over from another. Printed, it is a table by parts, of numbers of values.
+
+  Attributes:
+    variables: the network's, with everything that could be taken over.
+    copied: paths, 'params/stem_conv/kernel', that have the base's values.
+    new: paths that the base has not, or has in another shape.
+    unused: paths of the base that no place was found for.
+  """
+
+  variables: dict[str, Any]
+  copied: tuple[str, ...]
+  new: tuple[str, ...]
+  unused: tuple[str, ...]
+  _sizes: Mapping[str, int] = dataclasses.field(repr=False)
+
+  def __str__(self) -> str:
+    kinds = ("copied", "new", "unused")
+    sums: dict[str, collections.Counter] = {}
+    names: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    for kind in kinds:
+      for path in getattr(self, kind):
+        part = path.split("/")[1]
+        sums.setdefault(part, collections.Counter())[kind] += self._sizes[f"{kind}:{path}"]
+        if kind == "new":
+          names[part][path.split("/")[-1]] += 1
+    rows = [("part", "copied", "new", "not used", "new leaves")]
+    for part in sorted(sums, key=_natural):
+      leaves = ", ".join(f"{n} {name}" if n > 1 else name for name, n in names[part].items())
+      rows.append((part, *(f"{sums[part][kind]:,}" for kind in kinds), leaves))
+    rows.append(("total", *(f"{sum(s[kind] for s in sums.values()):,}" for kind in kinds), ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:4], widths[1:], strict=True)),
+                        row[4]]).rstrip() for row in rows]
+    return "\n".join(lines)
+
+
+def inherit(base: Mapping[str, Any], twin: Mapping[str, Any]) -> Inheritance:
+  """Takes over from a base network what its twin has by the same path and in the same shape.
+
+  An IC twin finds everything: at alpha = 0 it is then its base. An FP twin has new stages, a kEffNet new
+  1x1 convolutions. A kConv with a single group is an ordinary convolution and takes over that and its norm.
+
+  Args:
+    base: {'params': ..., 'batch_stats': ...}.
+    twin: the same of the twin, freshly initialised.
+
+  Raises:
+    ValueError: if nothing at all fits.
+  """
+  old = {"/".join(k): v for k, v in flatten_dict(flax.core.unfreeze(base)).items()}
+  new = {"/".join(k): v for k, v in flatten_dict(flax.core.unfreeze(twin)).items()}
+  sources = {}
+  for path, leaf in new.items():
+    for source in (path, _inside_kconv(path, new, old)):
+      if source in old and old[source].shape == leaf.shape:
+        sources[path] = source
+        break
+  if not sources:
+    raise ValueError(f"none of the {len(new)} variables has a namesake of its shape in the base network, "
+                     f"which has {', '.join(list(old)[:5])}, ...")
+  used = set(sources.values())
+  copied = tuple(p for p in new if p in sources)
+  added = tuple(p for p in new if p not in sources)
+  unused = tuple(p for p in old if p not in used)
+  sizes = {f"{kind}:{p}": math.prod(tree[p].shape)
+           for kind, paths, tree in (("copied", copied, new), ("new", added, new), ("unused", unused, old))
+           for p in paths}
+  values = {tuple(p.split("/")): old[sources[p]] if p in sources else leaf for p, leaf in new.items()}
+  return Inheritance(unflatten_dict(values), copied, added, unused, sizes)
+
+
+def _inside_kconv(path: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> str | None:
+  """Where the plain network keeps what a kConv of one group holds: its first convolution and norm."""
+  match = re.fullmatch(r"(\w+)/(.*conv\d*)/(conv1|bn1)/(\w+)", path)
+  if not match:
+    return None
+  collection, layer, child, leaf = match.groups()
+  kernels = new.get(f"params/{layer}/conv1/kernel"), old.get(f"params/{layer}/kernel")
+  if any(k is None for k in kernels) or kernels[0].shape != kernels[1].shape:
+    return None
+  if child == "conv1":
+    return f"{collection}/{layer}/{leaf}"
+  head, _, last = layer.rpartition("/")
+  return f"{collection}/{head + '/' if head else ''}{last.replace('conv', 'bn')}/{leaf}"
+
+
+def _natural(part: str) -> tuple:
+  """Numbers in their order, the stem first and the head last, a norm behind its convolution."""
+  place = 0 if part.startswith("stem") else 2 if part in ("head", "top_conv", "top_bn") else 1
+  return place, [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", part.replace("bn", "conv_"))]
