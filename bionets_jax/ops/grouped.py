@@ -64,12 +64,11 @@ def grouped_pointwise(
 
 
 def grouped_pointwise_reference(x: jax.Array, kernel: jax.Array, *, groups: int) -> jax.Array:
-  """`grouped_pointwise` as its definition reads, group by group."""
-  channels, features = x.shape[-1], kernel.shape[-1]
-  rows, columns = _per_group(channels, features, groups)
-  return jnp.concatenate(
-      [x[..., g * rows:(g + 1) * rows] @ kernel[:, g * columns:(g + 1) * columns]
-       for g in range(groups)], axis=-1)
+  """`grouped_pointwise` as one contraction, in the form that its definition has."""
+  rows, columns = _per_group(x.shape[-1], kernel.shape[-1], groups)
+  y = jnp.einsum("...gi,igo->...go", x.reshape(*x.shape[:-1], groups, rows),
+                 kernel.reshape(rows, groups, columns))
+  return y.reshape(*x.shape[:-1], -1)
 
 
 def interleave(x: jax.Array, groups: int) -> jax.Array:
