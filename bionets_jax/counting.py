@@ -52,6 +52,13 @@ def count_parameters(
 
 def count_layers(model: nn.Module, image_shape: int | tuple[int, ...]) -> list[LayerCount]:
   """Every convolution and dense layer that a forward pass over one image calls, in order."""
+  return measure(model, image_shape)[1]
+
+
+def measure(
+    model: nn.Module, image_shape: int | tuple[int, ...]
+) -> tuple[int, list[LayerCount]]:
+  """What `count_parameters` and `count_layers` return, in the time of one of them."""
   layers: list[LayerCount] = []
 
   def note(module: nn.Module, x: Any, out: Any) -> None:
@@ -59,8 +66,9 @@ def count_layers(model: nn.Module, image_shape: int | tuple[int, ...]) -> list[L
       layers.append(_count(module, x, out))
 
   with _outermost_calls(_is_layer, note):
-    abstract_variables(model, _image_shape(image_shape))  # initialisation is a forward pass
-  return layers
+    # Initialisation is a forward pass.
+    variables = abstract_variables(model, _image_shape(image_shape))
+  return count_parameters(variables), layers
 
 
 def count_macs(
