@@ -13,10 +13,11 @@ from jax import lax
 # The choice between the forms, from times of forward and backward passes on two CPU cores (jax
 # 0.10.2) over the grouped layers of kEffNet-B0. Ratios are to the best form of each shape:
 #   compression (24 -> 4, 18 -> 3, 18 -> 5 per group): blocks of 128 1.0, of 256 1.1 to 1.3, one batched
-#     product over groups 1.2 to 1.8, one dense product 1.1 to 2.6.
+#     product over groups 1.1 to 1.8, one dense product 1.1 to 2.6.
 #   expansion (16 -> 96, 16 -> 64 per group): one batched product over groups 1.0, blocks 1.1 to 1.2,
 #     one dense product 1.3 to 1.7.
-# A batched product over the blocks takes 1.0 to 1.4 times a product for each.
+# A batched product over the blocks takes 1.0 to 1.4 times a product for each. Between 5 and 64 outputs
+# per group nothing was measured; accelerators were not either.
 _BLOCK_CHANNELS = 128
 _MANY_OUTPUTS = 48  # per group
 _MAX_BLOCKS = 16  # wider blocks beyond, so that the programs of large networks stay short
@@ -28,7 +29,8 @@ def grouped_pointwise(
   """1x1 convolution in groups: output group g sees input group g, both contiguous.
 
   Few outputs per group: neighbouring groups are merged into block-diagonal matrices, the zeros of
-  which are multiplied too. Many: one product per group, batched. One channel per group: a product of
+  which are multiplied too (an infinite input therefore makes NaN in its neighbour groups). Many: one
+  product per group, batched. One channel per group: a product of
   arrays. Half precision is accumulated in float32, which XLA does in matrix products of its own
   accord, and rounded once.
 
