@@ -30,9 +30,8 @@ def grouped_pointwise(
 
   Few outputs per group: neighbouring groups are merged into block-diagonal matrices, the zeros of
   which are multiplied too (an infinite input therefore makes NaN in its neighbour groups). Many: one
-  product per group, batched. One channel per group: a product of
-  arrays. Half precision is accumulated in float32, which XLA does in matrix products of its own
-  accord, and rounded once.
+  product per group, batched. One channel per group: a product of arrays. Half precision is
+  accumulated in float32, which XLA does in matrix products of its own accord, and rounded once.
 
   Args:
     x: (..., C).
