@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.extend
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 CONVENTIONS = ("macs", "ptflops")
 
@@ -55,15 +55,12 @@ def count_layers(model: nn.Module, image_shape: int | tuple[int, ...]) -> list[L
   return measure(model, image_shape)[1]
 
 
-def measure(
-    model: nn.Module, image_shape: int | tuple[int, ...]
-) -> tuple[int, list[LayerCount]]:
+def measure(model: nn.Module, image_shape: int | tuple[int, ...]) -> tuple[int, list[LayerCount]]:
   """What `count_parameters` and `count_layers` return, in the time of one of them."""
   layers: list[LayerCount] = []
 
   def note(module: nn.Module, x: Any, out: Any) -> None:
-    if _is_layer(module):
-      layers.append(_count(module, x, out))
+    layers.append(_count(module, x, out))
 
   with _outermost_calls(_is_layer, note):
     # Initialisation is a forward pass.
@@ -168,9 +165,9 @@ def _outside_layers(jaxpr: Any) -> Iterator[Any]:
       continue
     for value in equation.params.values():
       for program in value if isinstance(value, list | tuple) else (value,):
-        if isinstance(program, jax.extend.core.ClosedJaxpr):
+        if isinstance(program, ClosedJaxpr):
           program = program.jaxpr
-        if isinstance(program, jax.extend.core.Jaxpr):
+        if isinstance(program, Jaxpr):
           yield from _outside_layers(program)
 
 

@@ -102,7 +102,7 @@ def test_a_number_that_is_off_is_marked_and_gives_status_1(tmp_path, capsys):
   assert "13,300" in line and "+1 K  a note" in line
   numbers = json.loads(path.read_text(encoding="utf-8"))
   assert numbers["off"] == 1 and [row["ok"] for row in numbers["rows"]] == [True, False]
-  assert set(numbers["versions"]) == {"bionets_jax", "jax", "flax"}
+  assert set(numbers["versions"]) == {"jax", "flax"}
 
 
 def test_only_counts_what_was_asked_for(capsys):

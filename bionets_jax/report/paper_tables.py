@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TextIO
 import flax
 import jax
 
-import bionets_jax
 from bionets_jax.report.paper_rows import PAPERS, Row
 
 UNITS = {"": 1, "%": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -105,8 +104,7 @@ def as_json(results: Mapping[str, Sequence[Result]]) -> dict[str, Any]:
        "residual": number(r.residual), "difference": r.difference, "ok": r.ok, "note": r.row.note}
       for paper, its_results in results.items() for r in its_results]
   return {"rows": rows, "off": sum(not row["ok"] for row in rows),
-          "versions": {"bionets_jax": bionets_jax.__version__, "jax": jax.__version__,
-                       "flax": flax.__version__}}
+          "versions": {"jax": jax.__version__, "flax": flax.__version__}}
 
 
 def verdict(results: Mapping[str, Sequence[Result]]) -> tuple[str, int]:
