@@ -1,10 +1,11 @@
 """A network of this library inside an NNX model, trained with its BatchNorm. `python examples/nnx_model.py`"""
 
-import bionets_jax as bn
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+
+import bionets_jax as bn
 
 
 class Model(nnx.Module):

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import optax
+
 from bionets_jax.layers import ICConv
 
 

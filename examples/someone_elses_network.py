@@ -2,11 +2,11 @@
 
 import functools
 
-import bionets_jax as bn
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+import bionets_jax as bn
 
 
 # --- their code, as it might come from a package ----------------------------------------------------

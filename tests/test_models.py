@@ -79,29 +79,6 @@ def test_counts_of_the_cifar_networks(depth, parameters, mega_macs):
   assert bn.count_parameters(bn.create_model(f"ic_resnet{depth}_cifar"), 32) == parameters + extra
 
 
-@pytest.mark.parametrize("name", bn.list_models())
-def test_every_network_has_logits_and_endpoints(name):
-  shallow = dict(stage_sizes=(1,) * len(bn.create_model(name).stage_sizes))
-  model = bn.create_model(name, 7, **shallow)
-  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
-  images = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
-  logits, found = jax.eval_shape(
-      lambda v, x: model.apply(v, x, endpoints=True), variables, images)
-  assert logits.shape == (2, 7) and logits.dtype == jnp.float32
-  stages = [k for k in found if k.startswith("stage")]
-  assert set(found) == {"stem", *stages, "pre_logits"} and len(stages) in (3, 4)
-  assert [found[a].shape[1] / found[b].shape[1] for a, b in zip(stages, stages[1:], strict=False)] == [2] * (len(stages) - 1)
-  # A plain network under every one; its variables are a subset, so that WLD can start from them.
-  plain = bn.create_model(bn.models.base_name(name), 7, **shallow)
-  base = jax.eval_shape(lambda: plain.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3))))
-  twin = flatten_dict(variables)
-  assert all(twin[k].shape == v.shape for k, v in flatten_dict(base).items())
-  new = {k[-1] for k in twin if k not in flatten_dict(base)}
-  assert new == ({"adjust", "inner_bias", "bias"} if name.startswith("ic_") else set())
-  # The stem and the shortcuts stay plain convolutions.
-  assert not any("stem" in k[1] or "shortcut" in k[-2] for k in twin if k[-1] == "adjust")
-
-
 @pytest.fixture(scope="module")
 def small():
   model = bn.create_model("ic_resnet20_cifar", alpha="learned")
@@ -169,8 +146,8 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
 
 FLOORS = {  # each may import only those named, and itself
     "ops": set(), "layers": {"ops"}, "models": {"ops", "layers"}, "losses": set(),
-    "counting": {"layers"}, "weights": {"models", "layers"}, "data": set(),
-    "training": {"ops", "layers", "models", "losses", "counting", "weights", "data"},
+    "counting": {"layers"}, "surgery": {"layers"}, "weights": {"models", "layers"}, "data": set(),
+    "training": {"ops", "layers", "models", "losses", "counting", "surgery", "weights", "data"},
     "report": {"ops", "layers", "models", "losses", "counting", "weights", "data", "training"},
     "experiments": {"training", "report"},
     "command_line": {"training", "experiments"},
@@ -204,7 +181,7 @@ def test_no_floor_imports_from_above(path):
       target = rest.split(".")[0] or "bionets_jax"
       package_itself = target == "bionets_jax" and floor in ("training",)
       assert target in FLOORS[floor] | {floor} or package_itself, f"{floor} imports {name}"
-    elif floor in ("ops", "layers", "models", "losses"):
+    elif floor in ("ops", "layers", "models", "losses", "surgery"):
       assert top in LIGHT or top in sys.stdlib_module_names, f"{floor} imports {name}"
 
 

@@ -1,7 +1,12 @@
-"""Configs that train in seconds."""
+"""Configs that train in seconds, and networks cut down to one block of each kind."""
 
 import ml_collections
 
+import bionets_jax as bn
+from bionets_jax.models.efficientnet import EfficientNet
+from bionets_jax.models.mobilenet import MobileNet
+from bionets_jax.models.resnet import ResNet
+from bionets_jax.models.vgg import VGG
 from bionets_jax.training.config import classification_config, wld_config
 
 
@@ -44,3 +49,24 @@ def _tiny(config, name, changes):
   config.eval_every = "12 steps"
   config.checkpoint_every = "5 steps"
   return change(config, changes)
+
+
+def tiny_model(name: str, num_classes: int = 7, **overrides):
+  """The network with few and narrow layers; one block of each kind is left in every stage."""
+  full = bn.create_model(name)
+  small = {}
+  if isinstance(full, ResNet):
+    small = dict(stage_sizes=(1,) * len(full.stage_sizes), width=8)
+    if full.fp_layers:
+      small["fp_blocks"] = 1
+    if full.se_reduction:
+      small["se_reduction"] = 1
+  elif isinstance(full, VGG):
+    small = dict(stage_sizes=(2, 1, 1), width=8)
+  elif isinstance(full, MobileNet):
+    small = dict(stage_sizes=(1, 1), width=8)
+  elif isinstance(full, EfficientNet):
+    # Channels 16, 16, 32 and 128 at the top; 96 inside the second block, which has groups in a kEffNet.
+    small = dict(stages=((3, 1, 160, 160, 1, 1), (5, 2, 160, 320, 6, 2)), width=0.1, depth=1.0,
+                 dropout=0.2)
+  return bn.create_model(name, num_classes, **(small | overrides))

@@ -124,7 +124,12 @@ class GroupedPointwise(nn.Module):
       pads = any(jax.tree.leaves(self.padding))
     if pads:
       raise ValueError(f"{where}: a 1x1 convolution is not padded, got padding={self.padding!r}")
-    if self.k_type not in (0, 1, 2):
-      raise ValueError(f"{where}: k_type={self.k_type!r}; there are 0, 1 and 2")
-    if self.min_group_channels < 1:
-      raise ValueError(f"{where}: min_group_channels={self.min_group_channels} has to be positive")
+    check_kconv_options(self.min_group_channels, self.k_type)
+
+
+def check_kconv_options(min_group_channels: int = 16, k_type: int = 2) -> None:
+  """Raises ValueError for options of a `GroupedPointwise` that mean nothing."""
+  if k_type not in (0, 1, 2):
+    raise ValueError(f"k_type={k_type!r}: give 0, 1 or 2")
+  if min_group_channels < 1:
+    raise ValueError(f"min_group_channels={min_group_channels}: give 1 or more")

@@ -10,6 +10,7 @@ import flax.linen as nn
 
 from bionets_jax.layers import FPBlock, GroupedPointwise, ICBranch, ICConv
 from bionets_jax.layers.fp import check_fp_options
+from bionets_jax.layers.grouped_pointwise import check_kconv_options
 from bionets_jax.layers.ic import check_options
 from bionets_jax.layers.socket import Unit, check_sockets, unit_class
 from bionets_jax.models.common import he_fan_in
@@ -17,6 +18,9 @@ from bionets_jax.models.efficientnet import VARIANTS, EfficientNet
 from bionets_jax.models.mobilenet import MobileNet
 from bionets_jax.models.resnet import ResNet
 from bionets_jax.models.vgg import VGG
+
+
+_glorot = nn.initializers.glorot_uniform()  # as Keras has it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +37,7 @@ _FAMILIES = {
     "ic": _Family("IC", ("alpha", "use_inner_bias", "use_bias", "adjust_init", "adjust_groups",
                          "ic_placement"), check_options),
     "fp": _Family("FP", ("expansion", "single_filter", "combine", "variant"), check_fp_options),
-    "k": _Family("kConv", ("min_group_channels", "k_type"), lambda **_: None)}
+    "k": _Family("kConv", ("min_group_channels", "k_type"), check_kconv_options)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +106,7 @@ def _table() -> dict[str, _Entry]:
     # Beside the units two things that the paper does not mention: no activation behind the top
     # convolution, and another initialiser.
     add(f"keffnet_{size}", f"efficientnet_{size}", "k", {"": {"pointwise": GroupedPointwise}},
-        top_act=False, pointwise_init=nn.initializers.glorot_uniform())
+        top_act=False, pointwise_init=_glorot)
   return table
 
 
