@@ -9,12 +9,13 @@ Needs only jax and flax.
 """
 
 import collections
+import contextlib
 import dataclasses
 import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax
 import flax.linen as nn
@@ -26,55 +27,66 @@ Where = str | Callable[[str, nn.Module], bool]
 _SHOWN = 20
 
 
-class Transplanted(nn.Module):
-  """A network whose layers of one kind are units. Made by `transplant`.
+class Rule(NamedTuple):
+  """What is put where; see `transplant`."""
 
-  Its variables are those of the network by the same paths, and the units' own beside them. Called like
-  the network.
+  unit: Callable[..., nn.Module]
+  where: Where | None
+  of: type[nn.Module]
+
+  def wants(self, path: str, layer: nn.Module) -> bool:
+    if not isinstance(layer, self.of):
+      return False
+    if isinstance(self.where, str):
+      return re.fullmatch(self.where, path) is not None
+    if self.where is not None:
+      return bool(self.where(path, layer))
+    if getattr(unit_class(self.unit), "replaces", "") != "pointwise":
+      return True
+    kernel = layer.kernel_size
+    return all(k == 1 for k in ((kernel,) if isinstance(kernel, int) else kernel))
+
+
+class Transplanted(nn.Module):
+  """A network some of whose layers are units. Made by `transplant`, and called like the network.
+
+  Its variables are those of the network by the same paths, and the units' own beside them.
   """
 
   model: nn.Module
-  unit: Callable[..., nn.Module]
-  where: Where | None = None
-  of: type[nn.Module] = nn.Conv
+  rules: tuple[Rule, ...]
 
   def setup(self):
     nn.share_scope(self, self.model)
 
   def __call__(self, *args, **kwargs):
-    seen: list[str] = []
-    replaced: list[str] = []
+    seen: list[tuple[str, nn.Module]] = []
+    used: set[int] = set()
 
     def swap(next_call, args, kwargs, context):
-      module = context.module
-      if context.method_name != "__call__" or not isinstance(module, self.of):
+      layer, path = context.module, "/".join(context.module.path)
+      if context.method_name != "__call__" or not isinstance(layer, tuple(rule.of for rule in self.rules)):
         return next_call(*args, **kwargs)
-      path = "/".join(module.path)
-      seen.append(path)
-      if not self._wanted(path, module):
-        return next_call(*args, **kwargs)
-      replaced.append(path)
-      # The unit lives in the scope of the layer that it stands for, so the leaves that the two have in
-      # common keep their paths.
-      return _build(self.unit, module, path).clone(parent=module.scope)(*args, **kwargs)
+      seen.append((path, layer))
+      for i, rule in enumerate(self.rules):
+        if rule.wants(path, layer):
+          used.add(i)
+          # The unit lives in the scope of the layer that it stands for, so the leaves that the two
+          # have in common keep their paths.
+          return _build(rule.unit, layer, path).clone(parent=layer.scope)(*args, **kwargs)
+      return next_call(*args, **kwargs)
 
     with nn.intercept_methods(swap):
       out = self.model(*args, **kwargs)
-    if not replaced:
-      layers = f"its {self.of.__name__} layers are {', '.join(seen[:_SHOWN])}" + (
-          ", ..." if len(seen) > _SHOWN else "") if seen else f"it calls no {self.of.__name__} layer"
-      raise ValueError(f"transplant: nothing in {type(self.model).__name__} was replaced; {layers}")
+    for i, rule in enumerate(self.rules):
+      if i not in used:
+        paths = [path for path, layer in seen if isinstance(layer, rule.of)]
+        layers = f"its {rule.of.__name__} layers are {', '.join(paths[:_SHOWN])}" + (
+            ", ..." if len(paths) > _SHOWN else "")
+        raise ValueError(
+            f"transplant: {getattr(unit_class(rule.unit), '__name__', rule.unit)} replaced nothing in "
+            f"{type(self.model).__name__}; {layers if paths else f'it calls no {rule.of.__name__} layer'}")
     return out
-
-  def _wanted(self, path: str, module: nn.Module) -> bool:
-    if self.where is None:
-      if getattr(unit_class(self.unit), "replaces", "") != "pointwise":
-        return True
-      kernel = module.kernel_size
-      return all(k == 1 for k in ((kernel,) if isinstance(kernel, int) else kernel))
-    if isinstance(self.where, str):
-      return re.fullmatch(self.where, path) is not None
-    return bool(self.where(path, module))
 
 
 def transplant(
@@ -93,18 +105,23 @@ def transplant(
     of: the class of the layers.
 
   Returns:
-    A module with `model`'s variables plus those of the units. Transplants can be nested.
+    A module with `model`'s variables plus those of the units. It can be transplanted into again; a layer
+    that several transplants want has the unit of the first.
 
   Raises (when it is first called):
-    ValueError: if no layer was replaced, or a layer has an argument that the unit does not know.
+    ValueError: if a unit replaced no layer, or a layer has an argument that the unit does not know.
   """
-  return Transplanted(model, unit, where, of)
+  rule = Rule(unit, where, of)
+  if isinstance(model, Transplanted):
+    return Transplanted(model.model, (*model.rules, rule))
+  return Transplanted(model, (rule,))
 
 
 def _build(unit: Callable, layer: nn.Module, path: str) -> nn.Module:
   cls = unit_class(unit)
   if not (inspect.isclass(cls) and issubclass(cls, nn.Module)):
-    return unit(layer)
+    with _outside_of_modules():
+      return unit(layer)
   takes = {f.name for f in dataclasses.fields(cls)}
   given = set(getattr(unit, "keywords", {}))
   arguments = {}
@@ -118,6 +135,17 @@ def _build(unit: Callable, layer: nn.Module, path: str) -> nn.Module:
       raise ValueError(f"transplant: {type(layer).__name__} '{path}' has {field.name}={value!r}, which "
                        f"{cls.__name__} does not know; leave it out with `where`")
   return unit(**arguments, parent=None)
+
+
+@contextlib.contextmanager
+def _outside_of_modules():
+  """Modules made in here have no parent. Otherwise they would become children of the one being called."""
+  stack = nn.module._context.module_stack  # private; Linen has no public way to say parent=None for others
+  stack.append(None)
+  try:
+    yield
+  finally:
+    stack.pop()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,6 @@ from bionets_jax.models.mobilenet import MobileNet
 from bionets_jax.models.resnet import ResNet
 from bionets_jax.models.vgg import VGG
 
-
 _glorot = nn.initializers.glorot_uniform()  # as Keras has it
 
 
