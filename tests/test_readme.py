@@ -22,7 +22,7 @@ def test_the_python_in_it_runs(capsys):
 
 
 def test_every_file_that_it_names_exists():
-  named = set(re.findall(r"\b(?:configs|tests|bionets_jax|benchmarks)/[\w/.]*", TEXT))
+  named = set(re.findall(r"\b(?:configs|tests|bionets_jax|benchmarks|examples)/[\w/.]*", TEXT))
   assert len(named) > 10
   for name in named:
     assert (ROOT / name.rstrip(".")).exists(), name

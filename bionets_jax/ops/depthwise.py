@@ -1,5 +1,6 @@
 """Depthwise convolutions, and the AND of two of them that FP-nets are made of."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -35,7 +36,7 @@ def depthwise_conv(
   Returns:
     (N, *out, C) in the dtype of x.
   """
-  return _sum_of_taps(x, (kernel,), strides, padding, kernel_dilation)[0].astype(x.dtype)
+  return _sum_of_taps(x, (kernel,), *_hashable(strides, padding, kernel_dilation))[0].astype(x.dtype)
 
 
 def paired_depthwise_product(
@@ -63,7 +64,7 @@ def paired_depthwise_product(
     ValueError: on another `combine`.
   """
   check_combine(combine)
-  a, b = _sum_of_taps(x, (kernel_a, kernel_b), strides, padding, None)
+  a, b = _sum_of_taps(x, (kernel_a, kernel_b), *_hashable(strides, padding, None))
   return COMBINES[combine](a, b).astype(x.dtype)
 
 
@@ -73,6 +74,12 @@ def check_combine(combine: str) -> None:
     raise ValueError(f"combine={combine!r}: give one of {', '.join(map(repr, COMBINES))}")
 
 
+def _hashable(strides, padding, kernel_dilation):
+  return tuple(strides), tuple(map(tuple, padding)), kernel_dilation and tuple(kernel_dilation)
+
+
+# Compiled as a function of its own: networks have many layers of one shape, and each is long to trace.
+@functools.partial(jax.jit, static_argnames=("strides", "padding", "kernel_dilation"))
 def _sum_of_taps(x, kernels, strides, padding, kernel_dilation):
   """Several depthwise filters over one input, (N, *out, C) each, in float32 at least."""
   window = kernels[0].shape[:-2]

@@ -5,6 +5,8 @@ PyTorch where each group has few outputs (1152 -> 320 channels in 64 groups: 880
 As dense matrix products the same arithmetic is as fast as PyTorch's, padded with zeros or not.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +101,7 @@ def _per_group(channels: int, features: int, groups: int) -> tuple[int, int]:
   return channels // groups, features // groups
 
 
+@functools.partial(jax.jit, static_argnames=("groups", "precision"))
 def _merged(
     x: jax.Array, kernel: jax.Array, groups: int, precision: lax.PrecisionLike
 ) -> jax.Array:
