@@ -9,6 +9,11 @@ os.environ.setdefault("MPLBACKEND", "agg")
 _CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+# Most of the time goes into compiling programs that run once. XLA's optimiser of machine code takes half
+# of it; and JAX's default generator, threefry, most of what compiling an initialisation takes.
+# tests/test_command_line.py and the quickstart run with the defaults.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_DEFAULT_PRNG_IMPL", "rbg")
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import jax  # noqa: E402

@@ -1,5 +1,8 @@
 """Weights as a flat list in the order in which the layers run."""
 
+import functools
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +63,18 @@ def test_single_layers_need_no_example(layer, image):
   blank = jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.zeros((1, *image)), **(
       {"train": False} if hasattr(layer, "expansion") else {})))
   assert len(call_order(layer, blank)) == len(flatten_dict(blank))
+
+
+@pytest.mark.parametrize("norm", [
+    functools.partial(nn.BatchNorm, use_running_average=False), functools.partial(nn.BatchNorm, use_running_average=True),
+    nn.LayerNorm])
+def test_any_norm_in_any_mode(norm):
+  layer = bn.layers.GroupedPointwise(24, norm=norm, act=nn.swish)
+  blank = jax.eval_shape(lambda: layer.init(jax.random.key(0), jnp.zeros((1, 4, 4, 96))))
+  names = ["/".join(path[1:]) for path in call_order(layer, blank)]
+  statistics = ["mean", "var"] if "batch_stats" in blank else []
+  assert names == [n for i in (1, 2) for n in (
+      f"conv{i}/kernel", *(f"bn{i}/{k}" for k in ("scale", "bias", *statistics)))]
 
 
 def test_what_does_not_fit_is_named():

@@ -4,6 +4,7 @@ The one order that every framework can give, whatever it calls its layers: what 
 `get_weights()` returns, or a PyTorch state dict in order of execution.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ def call_order(model: nn.Module, variables: Mapping[str, Any], inputs: Any = Non
   inner_bias, bias, alpha, mean, var. The forward pass is traced, not run.
 
   Args:
-    model: maps one array to logits; `train=False` is passed where it takes `train`.
+    model: maps one array to logits or features; `train=False` is passed where it takes `train`.
     variables: of the model, arrays or shapes.
     inputs: an example input or its jax.ShapeDtypeStruct. By default one of (1, 64, 64, C), with the
       C that fits the variables.
@@ -114,16 +115,31 @@ def _trace(model: nn.Module, variables: Any, leaves: Mapping[Path, Any], inputs:
     owned.setdefault(path[1:-1], []).append(path)
   order: list[Path] = []
 
-  def visit(next_call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
+  def visit(left: dict, next_call: Callable, args: tuple, kwargs: dict, context: Any):
     if context.method_name == "__call__":
-      order.extend(sorted(owned.pop(context.module.path, []), key=_rank))
+      order.extend(sorted(left.pop(context.module.path, []), key=_rank))
     return next_call(*args, **kwargs)
 
-  takes_train = "train" in inspect.signature(type(model).__call__).parameters
-  options = {"train": False} if takes_train else {}
-  with nn.intercept_methods(visit):
-    jax.eval_shape(lambda v, x: model.apply(v, x, **options), variables, inputs)
-  return order
+  # Norms may be set to training, and then write their statistics; dropout may ask for a key.
+  collections = [name for name in variables if name != "params"]
+
+  def forward(v, x, **options):
+    return model.apply(v, x, mutable=collections, rngs={"dropout": jax.random.key(0)}, **options)
+
+  train = inspect.signature(type(model).__call__).parameters.get("train")
+  options = [{"train": False}] if train else [{}]
+  if train and train.default is not inspect.Parameter.empty:
+    options.append({})  # a layer whose norm takes no mode from the call
+  for i, option in enumerate(options):
+    left = dict(owned)
+    order.clear()
+    try:
+      with nn.intercept_methods(functools.partial(visit, left)):
+        jax.eval_shape(functools.partial(forward, **option), variables, inputs)
+      return order
+    except Exception:
+      if i == len(options) - 1:
+        raise
 
 
 def _rank(path: Path) -> tuple[int, str]:
