@@ -24,7 +24,7 @@ from bionets_jax.models.efficientnet import (
     keras_dense,
     keras_depthwise,
 )
-from bionets_jax.weights.call_order import call_order, load_in_call_order
+from bionets_jax.weights import call_order, load_in_call_order
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 sys.path.insert(0, str(FIXTURES))
