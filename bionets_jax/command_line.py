@@ -1,5 +1,6 @@
 """The command line behind launch.py."""
 
+import ast
 import importlib.util
 import inspect
 import os
@@ -34,8 +35,18 @@ def main(argv: list[str] | None = None) -> None:
 def _parse(argv: list[str]) -> list[str]:
   """absl's parser, with ml_collections' bare complaints put into words."""
   config = _load_config(argv)
+  argv, added = _new_options(argv, flatten(config) if config is not None else {})
+  sys.argv = argv  # where ml_collections looks for the overrides
   try:
-    return FLAGS(argv)
+    rest = FLAGS(argv)
+    for key, value in added.items():
+      *parents, leaf = key.split(".")
+      node = FLAGS.config
+      for parent in parents:
+        node = node[parent]
+      with node.unlocked():
+        node[leaf] = value
+    return rest
   except (AttributeError, KeyError, ValueError, TypeError, flags.Error) as error:
     known = flatten(config) if config is not None else {}
     for argument in argv[1:]:
@@ -46,6 +57,26 @@ def _parse(argv: list[str]) -> list[str]:
         _fail(f"--config.{key}: the config has no such key"
               + (near or f"; it has {', '.join(sorted(known))}"))
     _fail(f"{error}\n{USAGE}")
+
+
+def _new_options(argv: list[str], known: dict) -> tuple[list[str], dict]:
+  """Takes `--config.model.options.KEY=VALUE` out of argv where the config does not have the KEY.
+
+  The options are keyword arguments of create_model, which knows their names; ml_collections wants every
+  key declared. A value is a Python literal, or text.
+  """
+  rest, added = [], {}
+  for argument in argv:
+    key, equals, value = argument.lstrip("-").partition("=")
+    key = key.removeprefix("config.")
+    if argument.startswith("-") and equals and key not in known and key.startswith("model.options."):
+      try:
+        added[key] = ast.literal_eval(value)
+      except (ValueError, SyntaxError):
+        added[key] = {"true": True, "false": False}.get(value, value)
+    else:
+      rest.append(argument)
+  return rest, added
 
 
 def _load_config(argv: list[str]) -> ml_collections.ConfigDict | None:

@@ -5,6 +5,7 @@ in_features)`, which returns the multiply-adds of one call. What such a module c
 part of it. A method `box_adds` of the same form tells the additions of an IC box sum.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from bionets_jax.layers import Conv
 
 CONVENTIONS = ("macs", "ptflops")
 
@@ -30,7 +33,14 @@ class LayerCount(NamedTuple):
 def abstract_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Mapping[str, Any]:
   """The variables of `model` as shapes and dtypes, for images of (H, W, C)."""
   images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-  return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+  options = eval_mode(model)
+  return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, **options), images)
+
+
+def eval_mode(model: nn.Module) -> dict[str, bool]:
+  """`train=False` as keyword arguments, for a network whose call takes `train`; else nothing."""
+  takes = inspect.signature(type(getattr(model, "transplant_host", model)).__call__).parameters
+  return {"train": False} if "train" in takes else {}
 
 
 def count_parameters(
@@ -120,8 +130,9 @@ def _ptflops(model: nn.Module, shape: tuple[int, ...], include_box: bool) -> int
 
   variables = abstract_variables(model, shape)
   images = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+  options = eval_mode(model)
   with _outermost_calls(lambda module: _is_layer(module) or _is_norm(module), note):
-    program = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
+    program = jax.make_jaxpr(lambda v, x: model.apply(v, x, **options))(variables, images)
   return total + sum(_relu_or_pool(equation) for equation in _outside_layers(program.jaxpr))
 
 
@@ -135,21 +146,28 @@ def _outermost_calls(
 ) -> Any:
   """A context in which `note(module, input, output)` hears of each call of a wanted module.
 
-  Calls from within a wanted module are not told, so that no layer counts twice.
+  Calls from within a wanted module are not told, so that no layer counts twice. A convolution or dense
+  layer that is seen to call others does so because a unit was transplanted into it: then these are told.
   """
-  depth = 0
+  calls: list[list[tuple]] = []  # for each wanted call under way, the wanted calls within
 
   def intercept(next_call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
-    nonlocal depth
-    if context.method_name != "__call__" or depth or not wanted(context.module):
+    module = context.module
+    if context.method_name != "__call__" or not wanted(module):
       return next_call(*args, **kwargs)
-    depth += 1
+    calls.append([])
     try:
       with jax.named_scope(_INSIDE):
         out = next_call(*args, **kwargs)
     finally:
-      depth -= 1
-    note(context.module, args[0] if args else next(iter(kwargs.values())), out)
+      inner = calls.pop()
+    call = (module, args[0] if args else next(iter(kwargs.values())), out)
+    told = inner if inner and isinstance(module, nn.Conv | nn.Dense | Conv) else [call]
+    if calls:
+      calls[-1] += told
+    else:
+      for each in told:
+        note(*each)
     return out
 
   return nn.intercept_methods(intercept)

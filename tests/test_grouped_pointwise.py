@@ -214,7 +214,7 @@ def test_initial_scale_is_that_of_keras():
     (dict(padding=1), "is not padded, got padding=1"),
     (dict(padding="same!"), "is not padded, got padding='same!'"),
     (dict(padding=((0, 0), (0, 1))), "is not padded"), (dict(k_type=3), "k_type=3: give 0, 1 or 2"),
-    (dict(min_group_channels=0), "min_group_channels=0: give 1 or more")])
+    (dict(min_group_channels=0), "min_group_channels=0: give a whole number, 1 or more")])
 def test_mistakes_are_named(options, match):
   with pytest.raises(ValueError, match=match):
     jax.eval_shape(GroupedPointwise(8, **options).init, jax.random.key(0), jnp.zeros((1, 2, 2, 32)))

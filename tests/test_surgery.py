@@ -35,6 +35,12 @@ class Block(nn.Module):
     return self.mix(nn.relu(self.norm(self.first(x))))
 
 
+class Standardised(nn.Conv):
+  @nn.compact
+  def __call__(self, x):
+    return super().__call__(x - x.mean())
+
+
 class Net(nn.Module):
   @nn.compact
   def __call__(self, x, train=False):
@@ -105,9 +111,56 @@ def test_a_block_of_theirs_becomes_an_fp_block(base):
   assert {p.split("/")[1] for p in taken.unused} == {p.split("/")[1] for p in taken.new} == {"block0"}
 
 
+def test_paths_are_those_of_the_variables(base):
+  """Also for modules that are fields, for a layer called 'model', and inside another module."""
+  fields = nn.Sequential([nn.Conv(8, (3, 3)), nn.relu, nn.Conv(8, (3, 3))])
+  params = bn.transplant(fields, ICConv, where="layers_2").init(jax.random.key(0), X)["params"]
+  assert {k: "adjust" in v for k, v in params.items()} == {"layers_0": False, "layers_2": True}
+
+  class Odd(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Conv(4, (3, 3), name="model")(x)
+
+  assert "adjust" in bn.transplant(Odd(), ICConv).init(jax.random.key(0), X)["params"]["model"]
+
+  class Around(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return bn.transplant(Net(), ICConv, where="block1/first")(x)
+
+  params = Around().init(jax.random.key(0), X)["params"]
+  assert "adjust" in params["Net_0"]["block1"]["first"] and "adjust" not in params["Net_0"]["block0"]["first"]
+
+
+def test_an_inheritance_is_a_copy_in_its_own_dtype(base):
+  half = jax.tree.map(lambda v: v.astype(jnp.bfloat16), base)
+  grown = bn.inherit(half, base).variables
+  assert {v.dtype for v in jax.tree.leaves(grown)} == {jnp.dtype("float32")}
+  taken = jax.tree.leaves(bn.inherit(base, base).variables)
+  assert all(a is not b for a, b in zip(taken, jax.tree.leaves(base), strict=True))
+  boxed = nn.Dense(3, kernel_init=nn.with_partitioning(nn.initializers.ones_init(), (None, "model")))
+  variables = boxed.init(jax.random.key(0), X)
+  assert not bn.inherit(variables, variables).new
+
+
+def test_this_librarys_own_networks_can_be_transplanted_into():
+  model = bn.transplant(bn.create_model("resnet20_cifar", stage_sizes=(1, 1, 1), width=8), ICConv, where=r".*/conv\d")
+  by_hand = bn.create_model("ic_resnet20_cifar", stage_sizes=(1, 1, 1), width=8, use_bias=False)
+  assert bn.count_parameters(model, 32) == bn.count_parameters(by_hand, 32)
+  assert bn.count_macs(model, 32) == bn.count_macs(by_hand, 32)
+
+
 @pytest.mark.parametrize("make,match", [
     (lambda: bn.transplant(Net(), ICConv, where="stem/.*"), "ICConv replaced nothing in Net; its Conv layers are stem, block0/first"),
-    (lambda: bn.transplant(Net(), ICConv, of=nn.ConvTranspose), "it calls no ConvTranspose layer"),
+    (lambda: bn.transplant(Net(), lambda layer: layer, of=nn.ConvTranspose), "it calls no ConvTranspose layer"),
+    (lambda: bn.transplant(Net(), ICConv, of=nn.ConvTranspose),
+     "ICConv replaces a convolution of any size, not ConvTranspose"),
+    (lambda: bn.transplant(Net(), ICConv(8, (3, 3))), "got an instance of ICConv"),
+    (lambda: bn.transplant(Net, ICConv), "the model has to be a module"),
+    (lambda: bn.transplant(Net(), lambda layer: None), "made None for 'stem'"),
+    (lambda: bn.transplant(nn.Sequential([Standardised(4, (3, 3))]), ICConv),
+     "Standardised 'layers_0' is a Conv with a __call__ of its own"),
     (lambda: bn.transplant(Net(), GroupedPointwise, where="stem"), "kConv replaces 1x1 convolutions only"),
     (lambda: bn.transplant(nn.Sequential([nn.Conv(4, (1, 1), kernel_dilation=2)]), GroupedPointwise),
      "kernel_dilation=2, which GroupedPointwise does not know")])
@@ -117,7 +170,7 @@ def test_mistakes_are_named(make, match):
 
 
 def test_nothing_in_common():
-  with pytest.raises(ValueError, match="none of the 1 variables has a namesake"):
+  with pytest.raises(ValueError, match="none of the 1 variables has a namesake of its shape in the base, which has params/a/kernel$"):
     bn.inherit({"params": {"a": {"kernel": X}}}, {"params": {"b": {"kernel": X}}})
 
 

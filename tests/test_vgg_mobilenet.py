@@ -23,12 +23,15 @@ tiny_mobilenet = functools.partial(MobileNet, (1, 2), 5, width=8)
 def test_counts_of_vgg(depth, plain, adjust):
   assert count_parameters(VGG(SIZES[depth]), 32) == plain
   # The convolutions' own biases are b2, so of the IC biases only b1 is new.
-  twin = VGG(SIZES[depth], conv=functools.partial(ICConv, **no_biases))
+  twin = VGG(SIZES[depth], conv=functools.partial(ICConv, use_inner_bias=False))
   assert count_parameters(twin, 32) == plain + adjust
   layers = [layer for layer in count_layers(VGG(SIZES[depth], conv=ICConv), 32) if layer.kind == "ICConv"]
   assert len(layers) == depth - 4  # all 3x3 but the first; VGG's three dense layers are one here
   biases = sum(layer.output_shape[-1] for layer in layers)
   assert count_parameters(VGG(SIZES[depth], conv=ICConv), 32) == plain + adjust + biases
+  # What a unit is told by its own partial holds.
+  bare = VGG(SIZES[depth], conv=functools.partial(ICConv, **no_biases))
+  assert count_parameters(bare, 32) == plain + adjust - biases
 
 
 @pytest.mark.parametrize("sockets,parameters", [
@@ -82,7 +85,8 @@ def test_at_alpha_zero_the_twin_is_its_base_bit_for_bit(tiny, socket, unit):
   x = jax.random.normal(jax.random.key(3), (2, 17, 16, 3))
   plain = tiny()
   base = jax.jit(plain.init)(jax.random.key(1), x)
-  twin = tiny(**{socket: functools.partial(unit, alpha="learned", use_bias=False)})
+  options = {} if tiny is tiny_vgg else dict(use_bias=False)  # VGG's convolutions have biases
+  twin = tiny(**{socket: functools.partial(unit, alpha="learned", **options)})
   fresh = jax.jit(twin.init)(jax.random.key(2), x)
   new = {k[-1] for k in flatten_dict(fresh) if k not in flatten_dict(base)}
   assert new == {"adjust", "inner_bias", "alpha"} and not set(flatten_dict(base)) - set(flatten_dict(fresh))
@@ -103,7 +107,7 @@ def test_kconv_takes_the_pointwise_layers_of_mobilenet():
 
 
 def test_units_that_do_not_fit():
-  with pytest.raises(ValueError, match="pointwise_conv: GroupedPointwise has the layer's norm inside"):
+  with pytest.raises(ValueError, match="GroupedPointwise has that norm inside; .* ic_placement='depthwise'"):
     abstract_variables(MobileNet(pointwise=GroupedPointwise, pair=ICBranch), (32, 32, 3))
   with pytest.raises(ValueError, match="conv: GroupedPointwise replaces a 1x1 convolution, but"):
     abstract_variables(VGG(conv=GroupedPointwise), (32, 32, 3))

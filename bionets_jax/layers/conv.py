@@ -38,6 +38,8 @@ class ConvBase(nn.Module):
   bias_init: Initializer = nn.initializers.zeros_init()
   promote_dtype: Callable[..., Any] = promote_dtype
 
+  replaces = "conv"
+
   @property
   def window(self) -> Shape:
     k = self.kernel_size

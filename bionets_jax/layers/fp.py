@@ -47,6 +47,8 @@ class DepthwisePair(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     check_combine(self.combine)
+    if len(self.kernel_size) != 2 or not all(k % 2 for k in self.kernel_size):
+      raise ValueError(f"DepthwisePair: kernel_size={self.kernel_size}: give two odd numbers")
     shape = (*self.kernel_size, 1, x.shape[-1])
     a = self.param("kernel_a", self.kernel_init, shape, self.param_dtype)
     b = self.param("kernel_b", self.kernel_init, shape, self.param_dtype)
@@ -77,7 +79,7 @@ class FPBlock(nn.Module):
 
   Attributes:
     features: channels of the output.
-    expansion: q; F is q * features, rounded down.
+    expansion: q; F is q * features, rounded down, but at least 1.
     pool: halve height and width: as the first block of a stage that halves its resolution.
     single_filter: the ablation of Table 1: one depthwise filter, BN without parameters, ReLU.
     combine: 'product', or 'min' for the smaller of the two responses (Min-Nets; as many parameters).
@@ -114,11 +116,14 @@ class FPBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, train: bool | None = None) -> jax.Array:
-    check_fp_options(self.variant, self.combine, self.single_filter)
+    check_fp_options(self.variant, self.combine, self.single_filter, self.expansion)
+    if self.pool and min(x.shape[1:3]) < 2:
+      raise ValueError(f"FPBlock '{'/'.join(self.path)}': nothing is left of {x.shape[1]} x {x.shape[2]} pixels "
+                       "if they are pooled")
     norm = self.norm if train is None else partial(self.norm, use_running_average=not train)
     options = dict(kernel_init=self.kernel_init, dtype=self.dtype)
     journal = self.variant == "journal"
-    width = int(self.expansion * self.features)
+    width = max(1, int(self.expansion * self.features))
 
     y = conv_norm_act(x, self.pointwise, width, (1, 1), norm=norm, act=nn.relu, name="conv1", **options)
     strides = 2 if journal and self.pool else 1
@@ -141,12 +146,14 @@ class FPBlock(nn.Module):
 
 
 def check_fp_options(
-    variant: str = "seed", combine: str = "product", single_filter: bool = False, **_
+    variant: str = "seed", combine: str = "product", single_filter: bool = False, expansion: float = 1
 ) -> None:
   """Raises ValueError for options of an `FPBlock` that say nothing or contradict each other."""
   if variant not in VARIANTS:
     raise ValueError(f"variant={variant!r}: give one of {', '.join(map(repr, VARIANTS))}")
   check_combine(combine)
+  if isinstance(expansion, str) or not expansion > 0:
+    raise ValueError(f"expansion={expansion!r}: give a positive number")
   if single_filter and combine != "product":
     raise ValueError(f"combine={combine!r} says how two filters are combined; single_filter leaves one")
 

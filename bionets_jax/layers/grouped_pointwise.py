@@ -131,5 +131,5 @@ def check_kconv_options(min_group_channels: int = 16, k_type: int = 2) -> None:
   """Raises ValueError for options of a `GroupedPointwise` that mean nothing."""
   if k_type not in (0, 1, 2):
     raise ValueError(f"k_type={k_type!r}: give 0, 1 or 2")
-  if min_group_channels < 1:
-    raise ValueError(f"min_group_channels={min_group_channels}: give 1 or more")
+  if not isinstance(min_group_channels, int) or min_group_channels < 1:
+    raise ValueError(f"min_group_channels={min_group_channels}: give a whole number, 1 or more")

@@ -130,6 +130,8 @@ class ICConv(ConvBase):
   adjust_init: str | Initializer = "scaled"
   adjust_groups: int | None = None
 
+  own_bias = True
+
   def adjust_shape(self, in_features: int) -> Shape:
     groups = self.feature_group_count if self.adjust_groups is None else self.adjust_groups
     if in_features % groups or self.features % groups:
@@ -182,7 +184,7 @@ class ICBranch(ConvBase):
   `kernel_dilation`; and `kernel_init`, the initialiser of the pointwise kernel, for the scale of W'.
 
   Raises:
-    ValueError: if u has not the shape that the window gives.
+    ValueError: if u has not the shape that the window gives, or an argument is set that means nothing.
   """
 
   alpha: float | str = 1.0
@@ -193,6 +195,9 @@ class ICBranch(ConvBase):
 
   @nn.compact
   def __call__(self, inputs: jax.Array, response: jax.Array) -> jax.Array:
+    for name, default in (("feature_group_count", 1), ("input_dilation", 1), ("mask", None)):
+      if getattr(self, name) is not default and getattr(self, name) != default:
+        raise ValueError(f"{self._where()}: {name} has no meaning around a pair")
     x, batch = self.to_batch(inputs)
     channels = x.shape[-1]
     ones = (1,) * len(self.window)
@@ -242,6 +247,8 @@ class ICDense(nn.Module):
   alpha: float | str = 1.0
   use_inner_bias: bool = True
   adjust_init: str | Initializer = "scaled"
+
+  replaces = "dense"
 
   @nn.compact
   def __call__(self, inputs: jax.Array) -> jax.Array:

@@ -9,10 +9,14 @@ module class, or a `functools.partial` of one. What a unit stands for is its cla
   'pair'       what is added around the linear response of a depthwise-pointwise pair (`ICBranch`).
   'stage'      the blocks of a whole stage (`FPBlock`).
 
+A unit is told by `use_bias` whether the layer has a bias, unless its partial says so already. Biases that
+are part of the unit itself (`own_bias = True`: those of IC) stay where the layer has none.
+
 A unit with `whole_layer = True` takes norm and activation of the layer too, as arguments `norm` and
 `act`; around any other the backbone puts them.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -23,13 +27,14 @@ import jax
 from bionets_jax.layers.conv import Conv
 
 Unit = Callable[..., nn.Module]
-plain_conv: Unit = functools.partial(Conv, use_bias=False)
+plain_conv: Unit = Conv
 
 PLACES = {
     "conv": "a convolution of any size",
     "pointwise": "a 1x1 convolution",
     "pair": "the second branch around a depthwise-pointwise pair",
-    "stage": "the blocks of a whole stage"}
+    "stage": "the blocks of a whole stage",
+    "dense": "a dense layer"}
 _ACCEPTED = {"conv": ("conv",), "pointwise": ("conv", "pointwise"), "pair": ("pair",), "stage": ("stage",)}
 
 
@@ -52,8 +57,9 @@ def check_unit(unit: Unit, place: str, socket: str) -> None:
     ValueError: saying what the unit replaces and what the socket holds.
   """
   if isinstance(unit, nn.Module) or not callable(unit):
+    got = "None" if unit is None else f"an instance of {type(unit).__name__}"
     raise ValueError(f"{socket}: give a module class or a functools.partial of one, which the network "
-                     f"calls for each of its layers; got an instance of {type(unit).__name__}")
+                     f"calls for each of its layers; got {got}")
   cls = unit_class(unit)
   replaces = getattr(cls, "replaces", "conv")
   if replaces not in _ACCEPTED[place]:
@@ -64,9 +70,23 @@ def check_unit(unit: Unit, place: str, socket: str) -> None:
 
 def check_sockets(backbone: nn.Module) -> None:
   """`check_unit` for every socket of a backbone: its class attribute `sockets` names them with their place."""
+  defaults = {f.name: f.default for f in dataclasses.fields(backbone)}
   for socket, place in backbone.sockets.items():
-    if getattr(backbone, socket) is not None:
-      check_unit(getattr(backbone, socket), place, socket)
+    unit = getattr(backbone, socket)
+    if unit is not None or defaults[socket] is not None:
+      check_unit(unit, place, socket)
+  if getattr(backbone, "pair", None) is not None and getattr(unit_class(backbone.pointwise), "whole_layer", False):
+    raise ValueError(
+        f"pair and pointwise: {unit_class(backbone.pair).__name__} works on a pair's response before its norm, "
+        f"and {unit_class(backbone.pointwise).__name__} has that norm inside; put the unit of the depthwise "
+        "convolution into `conv` (for an ic_ network: ic_placement='depthwise')")
+
+
+def _told_of_bias(unit: Unit, use_bias: bool) -> bool:
+  cls = unit_class(unit)
+  bound = isinstance(unit, functools.partial) and "use_bias" in unit.keywords
+  takes = not dataclasses.is_dataclass(cls) or any(f.name == "use_bias" for f in dataclasses.fields(cls))
+  return takes and not bound and (use_bias or not getattr(cls, "own_bias", False))
 
 
 def conv_norm_act(
@@ -92,8 +112,7 @@ def conv_norm_act(
     name: of the unit; the norm's is the same with 'bn' for 'conv'.
     norm: factory, called with `name`, of a module that maps an array to its normalised form.
     act: the activation.
-    use_bias: whether the plain layer has a bias. Where it has not, a unit that is not a whole layer
-      keeps its own default: the biases of an IC layer are part of it.
+    use_bias: whether the plain layer has a bias.
     around: maps the unit's response to another of its shape, before the norm.
     **options: further arguments of `flax.linen.Conv`.
 
@@ -103,12 +122,12 @@ def conv_norm_act(
   check_unit(unit, "pointwise" if set(kernel_size) == {1} else "conv", name)
   if getattr(unit_class(unit), "whole_layer", False):
     if around is not None:
-      raise ValueError(
-          f"{name}: {unit_class(unit).__name__} has the layer's norm inside, and a unit around a pair "
-          "works on the response before it; give the pair a pointwise unit without norm")
+      raise ValueError(f"{name}: {unit_class(unit).__name__} has the layer's norm inside, and a unit around a "
+                       "pair works on the response before it")
     return unit(features, kernel_size, norm=norm, act=act, use_bias=use_bias, name=name, **options)(x)
-  bias = {"use_bias": True} if use_bias else {}
-  x = unit(features, kernel_size, name=name, **bias, **options)(x)
+  if _told_of_bias(unit, use_bias):
+    options["use_bias"] = use_bias
+  x = unit(features, kernel_size, name=name, **options)(x)
   if around is not None:
     x = around(x)
   if norm is not None:

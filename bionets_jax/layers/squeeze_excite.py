@@ -24,6 +24,9 @@ class SqueezeExcite(nn.Module):
     gate: behind the second.
     kernel_init: of both.
     dtype: of the computation; the means are taken in float32 at least.
+
+  Raises:
+    ValueError: if nothing is left between the convolutions.
   """
 
   reduced: int
@@ -35,6 +38,9 @@ class SqueezeExcite(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    if self.reduced < 1:
+      raise ValueError(f"SqueezeExcite '{'/'.join(self.path)}': {x.shape[-1]} channels reduced to "
+                       f"{self.reduced}; at least 1 has to be left")
     options = dict(use_bias=True, kernel_init=self.kernel_init, dtype=self.dtype)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     s = x.mean(axis=(1, 2), keepdims=True, dtype=wide).astype(x.dtype)

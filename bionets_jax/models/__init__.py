@@ -147,6 +147,8 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
   entry = _lookup(name)
   fields = dict(entry.fields)
   if num_classes is not None:
+    if num_classes < 0:
+      raise ValueError(f"num_classes={num_classes}: give 0 or more")
     fields["num_classes"] = num_classes or None
   known = [f.name for f in dataclasses.fields(entry.backbone) if f.name not in ("parent", "name")]
   family = _FAMILIES.get(entry.family)

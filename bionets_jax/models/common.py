@@ -20,7 +20,14 @@ def torch_bias(fan_in: int) -> nn.initializers.Initializer:
 
 
 def mean_pool(x: jax.Array) -> jax.Array:
-  """(N, H, W, C) to (N, C), the mean over height and width, in float32 at least."""
+  """(N, H, W, C) to (N, C), the mean over height and width, in float32 at least.
+
+  Raises:
+    ValueError: if the strides and pools before have left nothing of the image.
+  """
+  if 0 in x.shape[1:3]:
+    raise ValueError("the images are too small for this network: of their height and width "
+                     f"{x.shape[1]} x {x.shape[2]} is left before the last pool")
   return x.mean(axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
 
 

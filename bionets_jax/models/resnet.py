@@ -117,7 +117,7 @@ class PreActBlock(_Block):
     y = nn.relu(self.norm(name="bn1")(x))
     shortcut = x
     if x.shape[-1] != self.features or self.stride != 1:
-      shortcut = plain_conv(self.features, (1, 1), strides=self.stride, padding="VALID",
+      shortcut = plain_conv(self.features, (1, 1), strides=self.stride, padding="VALID", use_bias=False,
                             name="shortcut_conv", **self.options)(y)
     y = self.layer(y, self.conv, self.features, 3, "conv1", strides=self.stride, norm=None)
     y = nn.relu(self.norm(name="bn2")(y))
@@ -266,6 +266,8 @@ class ResNet(nn.Module):
       if self.groups > 1 or self.base_width != 64:
         raise ValueError(f"groups and base_width are for bottlenecks; the block is {self.block!r}")
     stages = len(self.stage_sizes)
+    if not isinstance(self.fp_layers, str):
+      raise ValueError(f"fp_layers={self.fp_layers!r}: give text, such as {'0' * (stages - 1) + '1'!r}")
     if self.fp_layers and (len(self.fp_layers) != stages or set(self.fp_layers) - {"0", "1"}):
       raise ValueError(f"fp_layers={self.fp_layers!r}: give one 0 or 1 for each of the {stages} stages")
     unread = [key for key, default in (("fp_blocks", None), ("fp_placement", "stage"), ("fp_block", FPBlock))

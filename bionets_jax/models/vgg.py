@@ -58,8 +58,6 @@ class VGG(nn.Module):
 
   sockets = {"conv": "conv"}
 
-  sockets = {"conv": "conv"}
-
   @nn.compact
   def __call__(
       self, images: jax.Array, train: bool = False, endpoints: bool | Collection[str] = False

@@ -61,9 +61,12 @@ def paired_depthwise_product(
     (N, *out, C) in the dtype of x; half precision is rounded once, after the product.
 
   Raises:
-    ValueError: on another `combine`.
+    ValueError: on another `combine`, or kernels that differ in shape or do not fit x.
   """
   check_combine(combine)
+  if kernel_a.shape != kernel_b.shape or kernel_a.shape[-2:] != (1, x.shape[-1]):
+    raise ValueError(f"paired_depthwise_product: kernels of {kernel_a.shape} and {kernel_b.shape}; for an input "
+                     f"of {x.shape} both are (*window, 1, {x.shape[-1]})")
   a, b = _sum_of_taps(x, (kernel_a, kernel_b), *_hashable(strides, padding, None))
   return COMBINES[combine](a, b).astype(x.dtype)
 
@@ -88,6 +91,8 @@ def _sum_of_taps(x, kernels, strides, padding, kernel_dilation):
   # lax.pad takes negative padding, as a convolution does; jnp.pad does not.
   x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((lo, hi, 0) for lo, hi in padding), (0, 0, 0)))
   extents = [(k - 1) * d + 1 for k, d in zip(window, dilation, strict=True)]
+  if any(size < e for size, e in zip(x.shape[1:-1], extents, strict=True)):
+    raise ValueError(f"a depthwise window of {tuple(extents)} does not fit into {x.shape[1:-1]}, padding included")
   out = [max(0, (size - e) // s + 1) for size, e, s in zip(x.shape[1:-1], extents, strides, strict=True)]
   wide = jnp.promote_types(x.dtype, jnp.float32)
   sums = [None] * len(kernels)

@@ -58,7 +58,7 @@ def grouped_pointwise(
   # Flat, because XLA on CPUs transposes the cotangent of a product with more than two dimensions.
   flat = x.reshape(-1, channels)
   if columns < _MANY_OUTPUTS:
-    y = _merged(flat, kernel, groups, precision)
+    y = _merged(flat, kernel, groups, tuple(precision) if isinstance(precision, list) else precision)
   else:
     y = jnp.matmul(
         flat.reshape(-1, groups, rows).swapaxes(0, 1),
@@ -84,14 +84,14 @@ def interleave(x: jax.Array, groups: int) -> jax.Array:
   Raises:
     ValueError: if the channels do not divide into the groups.
   """
-  _per_group(x.shape[-1], x.shape[-1], groups)
-  return x.reshape(*x.shape[:-1], groups, -1).swapaxes(-1, -2).reshape(x.shape)
+  per_group, _ = _per_group(x.shape[-1], x.shape[-1], groups)
+  return x.reshape(*x.shape[:-1], groups, per_group).swapaxes(-1, -2).reshape(x.shape)
 
 
 def deinterleave(x: jax.Array, groups: int) -> jax.Array:
   """The inverse of `interleave` with the same `groups`."""
-  _per_group(x.shape[-1], x.shape[-1], groups)
-  return x.reshape(*x.shape[:-1], -1, groups).swapaxes(-1, -2).reshape(x.shape)
+  per_group, _ = _per_group(x.shape[-1], x.shape[-1], groups)
+  return x.reshape(*x.shape[:-1], per_group, groups).swapaxes(-1, -2).reshape(x.shape)
 
 
 def _per_group(channels: int, features: int, groups: int) -> tuple[int, int]:

@@ -22,6 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
   tables.set_defaults(run=_paper_tables)
 
   options = parser.parse_args(arguments)
+  if options.json and os.path.isdir(options.json):
+    tables.error(f"--json: {options.json} is a folder; name a file")
   if folder := options.json and os.path.dirname(options.json):
     if not os.path.isdir(folder):
       tables.error(f"--json: there is no folder {folder}")

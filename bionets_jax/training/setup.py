@@ -178,6 +178,8 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
       options["alpha"] = float(options["alpha"])
     except ValueError:
       pass  # a word: the unit knows it or says what it knows
+  if isinstance(options.get("fp_layers"), int):
+    options["fp_layers"] = str(options["fp_layers"])  # the command line reads 101 as a number
   return options
 
 

@@ -82,7 +82,8 @@ def load_in_call_order(
     model: a network or a single layer; see `call_order`.
     variables: of the model, arrays or shapes (`jax.eval_shape(model.init, ...)`).
     arrays: one for each leaf, in `call_order`, with our axes: convolutions (H, W, in / groups, out),
-      dense layers (in, out). Axes of length 1 may differ, so Keras' depthwise (H, W, C, 1) fits.
+      dense layers (in, out). Keras' depthwise kernels (H, W, C, 1) fit too. An array of the right
+      shape in the wrong order of axes, such as a square matrix transposed, cannot be told.
     inputs: see `call_order`.
 
   Returns:
@@ -96,7 +97,7 @@ def load_in_call_order(
   arrays = [np.asarray(a) for a in arrays]
   wrong = [f"array {i} has shape {a.shape}, {'/'.join(path)} has {tuple(leaves[path].shape)}"
            for i, (path, a) in enumerate(zip(order, arrays, strict=False))
-           if _without_ones(a.shape) != _without_ones(leaves[path].shape)]
+           if not _same(a.shape, leaves[path].shape)]
   if len(arrays) != len(order):
     wrong.insert(0, f"{len(arrays)} arrays for {len(order)} variables, the last of which is "
                     f"{'/'.join(order[-1])}")
@@ -158,8 +159,13 @@ def _possible_channels(leaves: Mapping[Path, Any]) -> list[int]:
   return list(found)
 
 
-def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
-  return tuple(n for n in shape if n != 1)
+def _same(theirs: Sequence[int], ours: Sequence[int]) -> bool:
+  """Equal shapes; or a Keras depthwise kernel (H, W, C, 1); or one of the two a dense layer's, the other
+  a 1x1 convolution's."""
+  if len(theirs) == len(ours) == 4 and ours[2] == 1 and theirs[3] == 1:
+    theirs = (*theirs[:2], 1, theirs[2])
+  dense = {len(theirs), len(ours)} == {2, 4} and tuple(theirs[:-2]) + tuple(ours[:-2]) == (1, 1)
+  return tuple(theirs) == tuple(ours) or (dense and tuple(theirs[-2:]) == tuple(ours[-2:]))
 
 
 def _names(paths: Sequence[Path]) -> str:
