@@ -97,7 +97,8 @@ class FPBlock(nn.Module):
   already (`functools.partial(nn.BatchNorm, use_running_average=not train)`).
 
   Raises:
-    ValueError: on an unknown combine or variant, or where the unit in `pointwise` does not fit.
+    ValueError: on options that mean nothing, where the unit in `pointwise` does not fit, or if pooling
+      leaves nothing of the image.
   """
 
   features: int
@@ -117,7 +118,7 @@ class FPBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, train: bool | None = None) -> jax.Array:
     check_fp_options(self.variant, self.combine, self.single_filter, self.expansion)
-    if self.pool and min(x.shape[1:3]) < 2:
+    if self.pool and self.variant == "seed" and min(x.shape[1:3]) < 2:
       raise ValueError(f"FPBlock '{'/'.join(self.path)}': nothing is left of {x.shape[1]} x {x.shape[2]} pixels "
                        "if they are pooled")
     norm = self.norm if train is None else partial(self.norm, use_running_average=not train)

@@ -98,7 +98,17 @@ def adjust_initializer(
   return init
 
 
-class ICConv(ConvBase):
+class _WithBox(ConvBase):
+  """A convolution's arguments with a box sum over its window."""
+
+  def box_adds(self, output_shape: Shape, in_features: int) -> int:
+    """Additions of the box sum in one call, counted as a k x k depthwise filter's; none for 1x1."""
+    if math.prod(self.window) == 1:
+      return 0
+    return math.prod(output_shape[:-1]) * in_features * math.prod(self.window)
+
+
+class ICConv(_WithBox):
   """IC convolution (Eq. 6): a drop-in for `flax.linen.Conv` with the same arguments.
 
   Takes (*batch, *spatial, C), returns (*batch, *out, features). Parameters, in `params`:
@@ -165,14 +175,8 @@ class ICConv(ConvBase):
     per_output = math.prod(self.kernel_shape(in_features)[:-1]) + self.adjust_shape(in_features)[0]
     return math.prod(output_shape) * per_output
 
-  def box_adds(self, output_shape: Shape, in_features: int) -> int:
-    """Additions of the box sum in one call, counted as a k x k depthwise filter's; none for 1x1."""
-    if math.prod(self.window) == 1:
-      return 0
-    return math.prod(output_shape[:-1]) * in_features * math.prod(self.window)
 
-
-class ICBranch(ConvBase):
+class ICBranch(_WithBox):
   """What IC adds around a response that other layers computed: `u + alpha * relu(u - v + b1) + b2`.
 
   `ICBranch(features, (3, 3), strides=2, padding=1)(x, u)` takes the input x (N, *spatial, C) of those
@@ -220,12 +224,6 @@ class ICBranch(ConvBase):
   def macs(self, output_shape: Shape, in_features: int) -> int:
     """Multiply-adds of W' in one call."""
     return math.prod(output_shape) * in_features
-
-  def box_adds(self, output_shape: Shape, in_features: int) -> int:
-    """Additions of the box sum in one call, counted as a k x k depthwise filter's; none for 1x1."""
-    if math.prod(self.window) == 1:
-      return 0
-    return math.prod(output_shape[:-1]) * in_features * math.prod(self.window)
 
 
 class ICDense(nn.Module):

@@ -133,8 +133,8 @@ class EfficientNet(nn.Module):
       n where there is a way around it.
     flavour: whose network it is.
       'keras': the kEffNet paper's. Where there is a stride, padding k // 2 - 1 before and k // 2 after,
-        whatever the size of the image; n is the number of blocks before scaling (16), so that the
-        rates of B7 go up to 0.675; BatchNorm with epsilon 1e-3, momentum 0.99.
+        whatever the size of the image (keras.applications, built for one odd size, pads as 'tf'); n is
+        the number of blocks before scaling (16), so that the rates of B7 go up to 0.675; BatchNorm with epsilon 1e-3, momentum 0.99.
       'tf': the original one. As 'keras', but padding 'SAME', and n is the number of blocks.
       'torchvision': padding k // 2, n the number of blocks; BatchNorm with epsilon 1e-5, momentum 0.9,
         but from B5 on (width 1.6) as in 'keras'.

@@ -206,6 +206,17 @@ _FP_EXACT = (
     ("resnet18", 11_176_512, dict(num_classes=0)), ("resnet34", 21_284_672, dict(num_classes=0)),
     ("resnet50", 23_508_032, dict(num_classes=0)), ("fp_resnet50", 16_113_704, {}),
     ("fp_resnet50", 14_064_704, dict(num_classes=0)))
+# Counts that the authors published with the journal version of their networks.
+_JOURNAL = dict(fp_layers="111", fp_placement="first", variant="journal")
+_JOURNAL_50 = dict(fp_layers="1111", fp_placement="first", fp_blocks=None, variant="journal")
+_FP_JOURNAL = (
+    *((f"fp_resnet{depth}_cifar", size, _JOURNAL | dict(block="pyramid"))
+      for depth, size in ((20, 217_082), (32, 411_962), (44, 606_842))),
+    *((f"fp_resnet{depth}_cifar", size, _JOURNAL)
+      for depth, size in ((20, 216_634), (32, 411_066), (44, 605_498))),
+    *((f"resnet{depth}_cifar", size, dict(block="pyramid"))
+      for depth, size in ((20, 270_298), (32, 465_178), (44, 660_058), (56, 854_938))),
+    ("fp_resnet50", 25_974_568, _JOURNAL_50), ("fp_resnet50", 24_289_024, _JOURNAL_50 | dict(expansion=0.8)))
 _FP_MACS = {"resnet20_cifar": "40.6 M", "resnet32_cifar": "68.9 M", "resnet44_cifar": "97.2 M",
             "fp_resnet20_cifar": "31.3 M", "fp_resnet32_cifar": "52.6 M", "fp_resnet44_cifar": "73.8 M"}
 
@@ -237,6 +248,9 @@ def fp_rows() -> list[Row]:
                 else f"parameters, {layers}" if layers else "parameters")
     note = "the paper left this one out" if layers == "111" else ""
     rows.append(_exact(name, quantity, size, options, note))
+  for name, size, options in _FP_JOURNAL:
+    words = [f"{key}={options[key]!r}" for key in ("variant", "block", "expansion") if key in options]
+    rows.append(_exact(name, "parameters", size, options, f"journal version: {', '.join(words)}"))
   rows += [Row("recomputed", name, "MACs", printed, _lazy(operations, name, 32))
            for name, printed in _FP_MACS.items()]
   return rows
@@ -267,6 +281,8 @@ def keffnet_rows() -> list[Row]:
     rows += [Row("Table 2", name, "parameters, 10 classes", printed, p(name, 10))
              for name, printed in zip(names, (plain, grouped), strict=True)]
     rows.append(Row("Table 2", names[1], "reduction", saved, _saved(p(names[1], 10), p(names[0], 10))))
+  rows.append(_exact("keffnet_b0", "parameters, 10 classes", 1_059_202,
+                     dict(num_classes=10, min_group_channels=32), "follow-up paper: min_group_channels=32"))
   return rows
 
 
