@@ -5,6 +5,9 @@ VENV ?= .venv
 # cpu, cuda12, cuda13 or tpu
 JAX ?= cpu
 
+# arguments of pytest
+PYTEST ?=
+
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-$(JAX)
 INSTALLED_DEV := $(VENV)/.installed-dev
@@ -16,7 +19,7 @@ quickstart: $(INSTALLED)
 
 test: quickstart $(INSTALLED_DEV)
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PYTEST)
 
 install: $(INSTALLED)
 

@@ -27,3 +27,10 @@ def float64():
   """float64 for the test that asks for it."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+  """What one file of tests has compiled is of no use to the next, and adds up to gigabytes."""
+  yield
+  jax.clear_caches()
