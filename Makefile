@@ -5,9 +5,6 @@ VENV ?= .venv
 # cpu, cuda12, cuda13 or tpu
 JAX ?= cpu
 
-# arguments of pytest
-PYTEST ?=
-
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-$(JAX)
 INSTALLED_DEV := $(VENV)/.installed-dev
@@ -19,7 +16,7 @@ quickstart: $(INSTALLED)
 
 test: quickstart $(INSTALLED_DEV)
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest $(PYTEST)
+	$(RUN) -m pytest
 
 install: $(INSTALLED)
 
