@@ -4,7 +4,7 @@
     python benchmarks/compare_cifar_pytorch.py --data-dir=DIR
 
 Both sides start from bionets_jax's initial weights and train on the very same augmented uint8
-pixels in the same order, under the recipe of configs/resnet_cifar10.py:resnet20. bionets_jax takes
+pixels in the same order, under the recipe of configs/fp_resnet_cifar10.py:resnet20. bionets_jax takes
 its batches, its step and its evaluation from the trainer's own functions; PyTorch has the network
 of tests/fixtures/make_torch_fixtures.py, torch.optim.SGD and torch's BatchNorm, channels last.
 
@@ -70,10 +70,10 @@ from make_torch_fixtures import CifarResNet
 import bionets_jax
 from bionets_jax.report.curves import COLOURS
 from bionets_jax.training.setup import make_setup
-from bionets_jax.training.state import make_eval_step, make_init, make_train_step
+from bionets_jax.training.state import make_eval_step, make_train_step
 from bionets_jax.training.tasks import Classification
 from bionets_jax.weights import to_torch_layout
-from configs.resnet_cifar10 import get_config
+from configs.fp_resnet_cifar10 import get_config
 
 DEFAULT_OUT = Path(__file__).resolve().parent / "results" / "cifar_pytorch"
 FLOAT64_STEPS = 60
@@ -388,7 +388,7 @@ def main():
   except (ValueError, FileNotFoundError, RuntimeError) as error:
     sys.exit(f"error: {error}")
   total = max(options.epochs * setup.pipeline.steps_per_epoch, options.steps)
-  init = jax.jit(make_init(setup.task, setup.optimizer, ema=False))
+  init = jax.jit(setup.init)
   state = init(jax.random.key(config.seed), setup.inherited)
 
   double_steps = min(FLOAT64_STEPS, options.steps)
@@ -398,7 +398,7 @@ def main():
   single = compare_float32(setup, config, state, total)
 
   result = {
-      "recipe": "configs/resnet_cifar10.py:resnet20",
+      "recipe": "configs/fp_resnet_cifar10.py:resnet20",
       "seed": options.seed,
       "data": config.data.name,
       "machine": {

@@ -1,8 +1,8 @@
-"""Runs what a config file describes: one run, or a study of several, and reports on it."""
+"""Runs what a config file describes: one run, the same run with several seeds, or a study of several."""
 
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ml_collections
@@ -11,11 +11,20 @@ from bionets_jax.report.curves import plot_runs
 from bionets_jax.report.table import run_table
 from bionets_jax.training.config import nearest
 from bionets_jax.training.evaluation import evaluate_workdir
-from bionets_jax.training.loop import silent, train
+from bionets_jax.training.loop import NotTogether, silent, train, train_together
 from bionets_jax.training.setup import check_values
-from bionets_jax.training.summary import write_json
+from bionets_jax.training.summary import finished, sweep_summary, write_json
 
 _STUDY_KEYS = ("title", "runs")
+
+Run = tuple[ml_collections.ConfigDict, str]
+
+
+class _Experiment(NamedTuple):
+  """The runs of one config: of itself, or of each of its seeds."""
+
+  runs: list[Run]
+  several_seeds: bool
 
 
 def run(
@@ -24,8 +33,9 @@ def run(
 ) -> dict[str, Any]:
   """Runs a config to its end and reports.
 
-  A study is a config of `title` and `runs`, a name -> config; its runs are made one after the other
-  in workdir/NAME. `teacher.weights = 'run:NAME'` takes the teacher from an earlier one.
+  With `config.seeds` = (0, 1) it is run twice, in workdir/seed_0 and workdir/seed_1, each as if it were alone
+  with that seed. A study is a config of `title` and `runs`, a name -> config; its runs are made one after the
+  other in workdir/NAME. `teacher.weights = 'run:NAME'` takes the teacher from an earlier one, of the same seed.
 
   Args:
     config: of a run (see `training.config`) or of a study.
@@ -34,7 +44,8 @@ def run(
     say: where progress goes.
 
   Returns:
-    The summary: of a run, or name -> summary of a study, as written to workdir/summary.json.
+    The summary: of a run; of the seeds (`training.summary.sweep_summary`); or name -> either of a study. As
+    written to workdir/summary.json. In mode 'eval' what was measured, in the same places.
 
   Raises:
     As `training.loop.train`.
@@ -44,57 +55,106 @@ def run(
     say = silent
   if os.path.isfile(workdir):
     raise ValueError(f"--workdir={workdir} is a file; give a directory")
-  if "runs" not in config:
-    if mode == "eval":
-      return evaluate_workdir(config, workdir, say=say)
-    summary = train(config, workdir, say=say).summary
-    if lead:
-      plot_runs({os.path.basename(os.path.abspath(workdir)): workdir}, _plot_path(workdir))
-    say(f"results in {workdir}: summary.json, metrics.jsonl, {_plot_path('.')[2:]}")
-    return summary
-
-  runs = _resolve(config, workdir)
-  folders = {name: os.path.join(workdir, name) for name in runs}
+  study = "runs" in config
+  experiments = _study(config, workdir) if study else {"": _seeds(config, workdir, {})}
   if mode == "eval":
-    return {name: evaluate_workdir(c, folders[name], say=say) for name, c in runs.items()}
+    found = {name: _evaluate(experiment, say) for name, experiment in experiments.items()}
+    return found if study else found[""]
+
   summaries, worked = {}, False
-  for number, (name, run_config) in enumerate(runs.items(), start=1):
-    say(f"\n=== {config.title}: {name} ({number} of {len(runs)}) ===")
-    result = train(run_config, folders[name], say=say)
-    summaries[name] = result.summary
-    worked = worked or result.state is not None
+  for number, (name, experiment) in enumerate(experiments.items(), start=1):
+    if study:
+      say(f"\n=== {config.title}: {name} ({number} of {len(experiments)}) ===")
+    worked = worked or any(finished(c, folder) is None for c, folder in experiment.runs)
+    summaries[name] = _train(experiment, say)
+    if lead and experiment.several_seeds:
+      write_json(os.path.join(workdir, name, "summary.json"), summaries[name])
+  names = {name: name or os.path.basename(os.path.abspath(workdir)) for name in experiments}
+  title = config.title if study else ""
   if lead:
-    write_json(os.path.join(workdir, "summary.json"), summaries)
-    plot_runs(folders, _plot_path(workdir), title=config.title)
-  say(f"\n{config.title}\n{run_table(summaries)}\n")
-  say(f"{'' if worked else 'This work was done already. '}Results in {workdir}: "
-      f"summary.json, {_plot_path('.')[2:]}, and a folder for each run")
-  return summaries
+    if study:
+      write_json(os.path.join(workdir, "summary.json"), summaries)
+    plot_runs({names[name]: [folder for _, folder in experiment.runs]
+               for name, experiment in experiments.items()}, _plot_path(workdir), title=title)
+  folders = study or experiments[""].several_seeds
+  if folders:
+    say(f"\n{title}\n{run_table({names[name]: summary for name, summary in summaries.items()})}\n")
+  say(f"{'' if worked else 'This work was done already. '}Results in {workdir}: summary.json, "
+      f"{_plot_path('.')[2:]}, " + ("and a folder for each run" if folders else "metrics.jsonl"))
+  return summaries if study else summaries[""]
 
 
-def _resolve(
-    config: ml_collections.ConfigDict, workdir: str
-) -> dict[str, ml_collections.ConfigDict]:
-  """The runs of a study with 'run:NAME' replaced, all checked before the first one starts."""
+def _train(experiment: _Experiment, say: Callable[[str], None]) -> dict[str, Any]:
+  """Makes the runs of all seeds, as many at once as the config says or the device can hold."""
+  runs = experiment.runs
+  config = runs[0][0]
+  automatic = not config.side_by_side
+  # On a CPU the gradient of a convolution that is mapped over runs takes many times that of one for each.
+  size = config.side_by_side or (1 if jax.default_backend() == "cpu" else len(runs))
+  results, left = [], list(runs)
+  while left:
+    group = left[:size]
+    try:
+      results += ([train(*group[0], say=say)] if len(group) == 1 else
+                  train_together(group, say=say, must_fit=automatic))
+    except NotTogether as reason:
+      size = len(group) // 2
+      say(f"{reason}; now {size} at a time")
+      continue
+    left = left[size:]
+  if not experiment.several_seeds:
+    return results[0].summary
+  return sweep_summary({c.seed: result.summary for (c, _), result in zip(runs, results, strict=True)})
+
+
+def _evaluate(experiment: _Experiment, say: Callable[[str], None]) -> dict[str, Any]:
+  found = {str(config.seed): evaluate_workdir(config, folder, say=say)
+           for config, folder in experiment.runs}
+  return found if experiment.several_seeds else next(iter(found.values()))
+
+
+def _study(config: ml_collections.ConfigDict, workdir: str) -> dict[str, _Experiment]:
+  """The runs of a study by name, all checked before the first one starts."""
   for key in config:
     if key not in _STUDY_KEYS:
       raise ValueError(f"config.{key}: nothing reads this key of a study{nearest(key, _STUDY_KEYS)}")
   out = {}
   for name, run_config in config.runs.items():
-    run_config = run_config.copy_and_resolve_references()
     try:
-      check_values(run_config)
+      out[name] = _seeds(run_config, os.path.join(workdir, name), out)
     except ValueError as error:
       raise ValueError(f"in config.runs.{name}: {error}") from error
-    weights = run_config.get("teacher", {}).get("weights", "")
-    if weights.startswith("run:"):
-      source = weights[len("run:"):]
-      if source not in out:
-        raise ValueError(f"config.runs.{name}.teacher.weights={weights!r}: {source!r} is not a run "
-                         f"before it; those are {', '.join(out) or 'none'}")
-      run_config.teacher.weights = os.path.join(workdir, source)
-    out[name] = run_config
   return out
+
+
+def _seeds(
+    config: ml_collections.ConfigDict, workdir: str, earlier: dict[str, _Experiment]
+) -> _Experiment:
+  """One run for each seed, with 'run:NAME' replaced by the folder of the earlier run."""
+  check_values(config)
+  out = []
+  for seed in config.seeds or [config.seed]:
+    one = config.copy_and_resolve_references()
+    one.seed, one.seeds = seed, ()
+    weights = config.get("teacher", {}).get("weights", "")
+    if weights.startswith("run:"):
+      one.teacher.weights = _teacher(weights, seed, earlier)
+    out.append((one, os.path.join(workdir, f"seed_{seed}") if config.seeds else workdir))
+  return _Experiment(out, several_seeds=bool(config.seeds))
+
+
+def _teacher(weights: str, seed: int, earlier: dict[str, _Experiment]) -> str:
+  source = weights[len("run:"):]
+  if source not in earlier:
+    raise ValueError(f"config.teacher.weights={weights!r}: {source!r} is not a run before it; those are "
+                     f"{', '.join(earlier) or 'none'}")
+  folders = {config.seed: folder for config, folder in earlier[source].runs}
+  if not earlier[source].several_seeds:
+    return next(iter(folders.values()))
+  if seed not in folders:
+    raise ValueError(f"config.teacher.weights={weights!r} has no run of seed {seed}; it has those of "
+                     f"{', '.join(map(str, folders))}")
+  return folders[seed]
 
 
 def _plot_path(workdir: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from bionets_jax.data import convert as conversion
 from bionets_jax.data import decode_rgb, open_source, prepare, tfrecord
 
 SIZES = {"train": 7, "test": 3}
@@ -198,7 +199,7 @@ def test_converting_to_another_place(tfrecord_dir, tmp_path):
 
 def test_an_interrupted_conversion_goes_on(tfrecord_dir, monkeypatch):
   converted = []
-  convert_file = prepare._convert_file
+  convert_file = conversion._convert_file
 
   def fail_on_the_second(old, *args):
     if converted:
@@ -206,14 +207,14 @@ def test_an_interrupted_conversion_goes_on(tfrecord_dir, monkeypatch):
     converted.append(old)
     convert_file(old, *args)
 
-  monkeypatch.setattr(prepare, "_convert_file", fail_on_the_second)
+  monkeypatch.setattr(conversion, "_convert_file", fail_on_the_second)
   before = (tfrecord_dir / "dataset_info.json").read_text()
   with pytest.raises(KeyboardInterrupt):
     prepare.convert(tfrecord_dir)
   assert (tfrecord_dir / "dataset_info.json").read_text() == before
   again = []
   monkeypatch.setattr(
-      prepare, "_convert_file", lambda old, *args: (again.append(old), convert_file(old, *args))
+      conversion, "_convert_file", lambda old, *args: (again.append(old), convert_file(old, *args))
   )
   prepare.convert(tfrecord_dir)
   assert len(again) == 2 and not set(again) & set(converted)
@@ -256,12 +257,13 @@ def test_crc32c_of_the_standard():
 
 def test_prepare_says_what_is_missing(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(prepare.importlib.util, "find_spec", lambda name: None)
-  assert prepare.main(["cifar10", f"--data-dir={tmp_path}"]) == 1
+  assert prepare.main(["imagenet2012", f"--data-dir={tmp_path}"]) == 1
   assert "pip install 'tensorflow-cpu>=2.20' tensorboard" in capsys.readouterr().err
   assert prepare.main(["cifar_10", f"--data-dir={tmp_path}"]) == 1
   assert "Did you mean 'cifar10'" in capsys.readouterr().err
   assert not list(tmp_path.iterdir())
   assert prepare.main(["digits"]) == 1
+  assert prepare.main(["generated/cifar10"]) == 1
   with pytest.raises(SystemExit):
     prepare.main([])
 

@@ -8,14 +8,13 @@ from tiny import tiny_config
 
 from bionets_jax.training.optimizers import make_optimizer, make_schedule
 from bionets_jax.training.setup import make_setup
-from bionets_jax.training.state import make_init, make_train_step
+from bionets_jax.training.state import make_train_step
 from bionets_jax.training.tasks import topk_correct
 
 
 def step_of(config, **options):
   setup = make_setup(config, jax.devices()[:1])
-  state = jax.jit(make_init(setup.task, setup.optimizer, ema=options.get("ema_decay", 0) > 0))(
-      jax.random.key(0), {})
+  state = jax.jit(setup.init)(jax.random.key(0), {})
   arguments = dict(seed=0, accumulate=1, ema_decay=0.0, unroll=True) | options
   batches = setup.pipeline.train_batches(0)
   batch = next(batches)

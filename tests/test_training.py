@@ -21,7 +21,6 @@ from bionets_jax.training.evaluation import evaluate_workdir
 from bionets_jax.training.lock import locked
 from bionets_jax.training.loop import Interrupted, train
 from bionets_jax.training.setup import make_setup
-from bionets_jax.training.state import make_init
 from bionets_jax.training.summary import finished
 from bionets_jax.training.writer import read_metrics
 from bionets_jax.weights.native import load_native, save_native
@@ -245,7 +244,7 @@ def test_wld_starts_as_its_teacher_and_moves_away(runs, grown):
 def test_wld_step_zero_logits_are_the_teacher_s(runs):
   """Not through the trainer's own message: the two networks applied by hand."""
   setup = make_setup(tiny_wld_config(runs[1][0]), jax.devices()[:1])
-  state = jax.jit(make_init(setup.task, setup.optimizer, ema=False))(jax.random.key(0), setup.inherited)
+  state = jax.jit(setup.init)(jax.random.key(0), setup.inherited)
   images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1)).astype(np.float32)
   x = (images / 255 - 0.3) / 0.4
   student = setup.task.model.apply({"params": state.params, **state.model_state}, x)

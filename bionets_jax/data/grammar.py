@@ -1,11 +1,12 @@
-"""The little language of `train_transform` and `eval_transform`.
+"""The little language of `train_transform`, `eval_transform` and `test_transform`.
 
   'random_resized_crop(224)|flip'     applied from left to right
   'resize(256, bicubic)|center_crop(224)'
   ''                                  nothing
 
 Arguments are numbers or bare words. What a name means is up to the table: `HOST_TRANSFORMS`
-(transforms.py, streamed sets) or `DEVICE_TRANSFORMS` (resident.py, sets on the device).
+(transforms.py) or `DEVICE_TRANSFORMS` (device_transforms.py); `placement.py` says which of the
+two does what.
 """
 
 import re
@@ -16,17 +17,31 @@ _CALL = re.compile(r"\s*([a-z_]\w*)\s*(?:\(([^()]*)\))?\s*")
 _WORD = re.compile(r"[a-z_]\w*")
 
 
-def _argument(text, call):
-  for kind in (int, float):
-    try:
-      return kind(text)
-    except ValueError:
-      pass
-  if _WORD.fullmatch(text):
-    return text
-  raise ValueError(
-      f"In {call!r}: {text!r} is not an argument; arguments are numbers or bare words."
-  )
+def split_calls(text):
+  """Returns the calls in `text`, e.g. ['resize(256)', 'flip'], without checking them."""
+  return text.split("|") if text.strip() else []
+
+
+def parse_call(call, table):
+  """Makes the one transform that `call` describes; see `parse_transforms`."""
+  match = _CALL.fullmatch(call)
+  if not match:
+    raise ValueError(
+        f"Cannot read the transform {call!r}; write 'name(arg, arg)|name|...', e.g."
+        " 'random_resized_crop(224)|flip'."
+    )
+  name, inside = match.groups()
+  if name not in table:
+    raise ValueError(naming.unknown("transform", name, table))
+  kind = table[name]
+  arguments = ()
+  if inside and inside.strip():
+    arguments = tuple(_argument(part.strip(), call.strip()) for part in inside.split(","))
+  try:
+    return kind(*arguments)
+  except (TypeError, ValueError) as error:
+    detail = "" if isinstance(error, TypeError) else f" {error}"
+    raise ValueError(f"{call.strip()!r} does not fit {kind.usage}.{detail}") from error
 
 
 def parse_transforms(text, table):
@@ -43,37 +58,29 @@ def parse_transforms(text, table):
   Raises:
     ValueError: bad syntax, unknown name (lists the nearest), wrong arguments (says the usage).
   """
-  if not text.strip():
-    return ()
-  transforms = []
-  for call in text.split("|"):
-    match = _CALL.fullmatch(call)
-    if not match:
-      raise ValueError(
-          f"Cannot read the transform {call!r} in {text!r}; write 'name(arg, arg)|name|...', e.g."
-          " 'random_resized_crop(224)|flip'."
-      )
-    name, inside = match.groups()
-    if name not in table:
-      raise ValueError(naming.unknown("transform", name, table))
-    kind = table[name]
-    arguments = ()
-    if inside and inside.strip():
-      arguments = tuple(_argument(part.strip(), call.strip()) for part in inside.split(","))
-    try:
-      transforms.append(kind(*arguments))
-    except (TypeError, ValueError) as error:
-      detail = "" if isinstance(error, TypeError) else f" {error}"
-      raise ValueError(f"{call.strip()!r} does not fit {kind.usage}.{detail}") from error
-  return tuple(transforms)
-
-
-def names_in(text):
-  """Returns the transform names in `text`, without checking anything else."""
-  return [call.split("(")[0].strip() for call in text.split("|") if call.strip()]
+  return tuple(parse_call(call, table) for call in split_calls(text))
 
 
 def check_pixels(name, value):
   """Raises ValueError unless `value` is an int >= 1."""
   if not isinstance(value, int) or value < 1:
     raise ValueError(f"{name} must be a whole number of pixels >= 1, got {value!r}.")
+
+
+def check_number(name, value, low, high):
+  """Raises ValueError unless `value` is a number in [low, high]."""
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+    raise ValueError(f"{name} must be a number from {low} to {high}, got {value!r}.")
+
+
+def _argument(text, call):
+  for kind in (int, float):
+    try:
+      return kind(text)
+    except ValueError:
+      pass
+  if _WORD.fullmatch(text):
+    return text
+  raise ValueError(
+      f"In {call!r}: {text!r} is not an argument; arguments are numbers or bare words."
+  )

@@ -14,3 +14,11 @@ def nearest(name, known):
   """Returns ' Did you mean ...?', or '' where nothing known comes near."""
   near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
   return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def unknown_split(name, split, known):
+  """Returns the message for a split, in TFDS's syntax, that the set `name` does not have."""
+  return (
+      unknown(f"split of {name}", split, known)
+      + " Slices are written as in TFDS: 'train[:90%]', 'train[1000:]', 'train+test'."
+  )

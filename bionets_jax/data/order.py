@@ -47,6 +47,7 @@ class BatchPlan:
     self.num_examples = num_examples
     self.batch_size = batch_size
     self.seed = seed
+    self._drop_remainder = drop_remainder
     full, rest = divmod(num_examples, batch_size)
     self.remainder = 0 if drop_remainder else rest
     self.steps_per_epoch = full + bool(self.remainder)
@@ -59,6 +60,10 @@ class BatchPlan:
     if self.num_examples < self.batch_size:
       return (self.remainder,)
     return (self.batch_size, self.remainder) if self.remainder else (self.batch_size,)
+
+  def with_seed(self, seed):
+    """Returns the plan that differs in the seed alone."""
+    return BatchPlan(self.num_examples, self.batch_size, seed, self._drop_remainder)
 
   def _permutation(self, epoch):
     with self._lock:

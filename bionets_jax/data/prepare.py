@@ -1,218 +1,115 @@
-"""Prepares TFDS data sets for training, on the command line.
+"""Prepares data sets for training, on the command line.
 
+  python -m bionets_jax.data.prepare --list
   python -m bionets_jax.data.prepare cifar10 --data-dir=DIR
   python -m bionets_jax.data.prepare imagenet2012 --data-dir=DIR --manual-dir=ARCHIVES
   python -m bionets_jax.data.prepare --convert DIR/imagenet2012/5.1.0
 
-The first two download and build a set in ArrayRecord form. The builders that come with TFDS
-need TensorFlow for that (the extra 'prep'), training never does. For ImageNet, ARCHIVES holds
-ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar.
+The first says what the sets of the papers are, where their files come from and which command
+prepares each. The second and third build a set in ArrayRecord form, downloading what can be
+downloaded. Any other set of TFDS is prepared in the same way. The builders that come with TFDS need
+TensorFlow for that, those of this package (CIFAR, the pets, PlantDoc) do not; training never does.
 
-The third makes a set that TFDS built earlier as TFRecord readable here, without TensorFlow: the
-ArrayRecord files are written beside the TFRecord files, and as the last step dataset_info.json
-is replaced by one that names both formats. Until then the directory is as it was; an interrupted
-conversion goes on after the last whole file.
+The last makes a set that TFDS built earlier as TFRecord readable here, without TensorFlow
+(convert.py).
 """
 
 import argparse
+import importlib
 import importlib.util
-import json
 import os
 import pathlib
-import shutil
 import sys
-import time
 
-from bionets_jax.data import naming
-from bionets_jax.data.tfrecord import read_records
+from bionets_jax.data import catalog, naming
+from bionets_jax.data.convert import PrepareError, convert
 
 _NEEDS_TENSORFLOW = (
     "{name} is built by TFDS with TensorFlow, which is not installed. It is needed for this step"
-    " only:\n  pip install 'tensorflow-cpu>=2.20' tensorboard\nA set that was built elsewhere as TFRecord can be"
-    " converted without it: --convert DIR/{name}/VERSION."
+    " only:\n  pip install 'tensorflow-cpu>=2.20' tensorboard\nA set that was built elsewhere as"
+    " TFRecord can be converted without it: --convert DIR/{name}/VERSION."
 )
 
 
-class PrepareError(Exception):
-  """What the user has to be told; printed without a traceback."""
-
-
 def prepare(name, data_dir="", manual_dir=""):
-  """Downloads and builds a TFDS set in ArrayRecord form.
+  """Downloads and builds a set in ArrayRecord form.
 
   Args:
     name: 'name', 'name/config' or either with ':1.2.3'.
     data_dir: where to; '' means $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    manual_dir: where the archives are that TFDS cannot download itself.
+    manual_dir: where the files are that are not downloaded here; `catalog` has which. '' means
+      TFDS's, DATA_DIR/downloads/manual.
 
   Returns:
-    The directory of the prepared set.
+    directory: of the prepared set.
+    report: list of lines about what was left out or differs from what is published.
 
   Raises:
-    PrepareError: unknown name, or TensorFlow is missing.
+    PrepareError: unknown name, files missing in manual_dir, or TensorFlow is missing.
+    ValueError: the files are not what they should be; says where.
   """
-  if name in ("digits", "folder"):
+  if name in ("digits", "folder") or name.startswith("generated/"):
     raise PrepareError(f"{name!r} needs no preparation.")
-  import tensorflow_datasets as tfds
+  from bionets_jax.data.tfds_source import default_data_dir
 
-  known = tfds.list_builders(with_community_datasets=False)
-  base = name.partition(":")[0].partition("/")[0]
-  if base not in known:
-    message = naming.unknown("TFDS data set", base, known).partition(" Known:")[0]
-    raise PrepareError(message + " See https://www.tensorflow.org/datasets/catalog.")
-  # Asked before the download, which for some sets takes a night.
-  stock = tfds.builder_cls(base).__module__.startswith("tensorflow_datasets.")
-  if stock and importlib.util.find_spec("tensorflow") is None:
-    raise PrepareError(_NEEDS_TENSORFLOW.format(name=base))
-  builder = tfds.builder(name, data_dir=data_dir or None, file_format="array_record")
-  config = tfds.download.DownloadConfig(manual_dir=manual_dir) if manual_dir else None
-  builder.download_and_prepare(download_config=config)
+  data_dir = os.path.expanduser(data_dir or default_data_dir())
+  builder = _builder(name, data_dir)
+  manual_dir = os.path.expanduser(manual_dir or os.path.join(data_dir, "downloads", "manual"))
+  ready = pathlib.Path(builder.data_dir, "dataset_info.json").exists()
+  if not ready:
+    _check_files(name, manual_dir, data_dir)
+    import tensorflow_datasets as tfds
+
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+    )
   file_format = builder.info.file_format.value
   if file_format != "array_record":
     raise PrepareError(
         f"{builder.data_dir} is there already, as {file_format}. Convert it:\n"
         f"  python -m bionets_jax.data.prepare --convert {builder.data_dir}"
     )
-  return os.fspath(builder.data_dir)
+  if ready:
+    return os.fspath(builder.data_dir), ["It was there already; to build it again, delete it."]
+  return os.fspath(builder.data_dir), getattr(builder, "report", list)()
 
 
-def convert(directory, out=""):
-  """Gives a set that TFDS stored as TFRecord an ArrayRecord twin.
-
-  Args:
-    directory: DATA_DIR/NAME/VERSION, with dataset_info.json.
-    out: another directory for the result, which gets only the ArrayRecord files and the
-      metadata; '' writes into `directory`.
-
-  Returns:
-    The directory of the result.
-
-  Raises:
-    PrepareError: not a TFDS directory, not TFRecord, or files missing.
-    ValueError: a file is truncated or corrupt, or holds another number of examples than
-      dataset_info.json says.
-  """
+def _builder(name, data_dir):
+  """Returns the builder of a set: of this package where there is one, else of TFDS."""
   import tensorflow_datasets as tfds
 
-  source = pathlib.Path(directory).expanduser()
-  target = pathlib.Path(out).expanduser() if out else source
-  info_path = source / "dataset_info.json"
-  if not info_path.exists():
+  entry = catalog.find(name)
+  if entry and entry.builder:
+    module, _, class_name = entry.builder.partition(":")
+    version = name.partition(":")[2]
+    return getattr(importlib.import_module(module), class_name)(
+        data_dir=data_dir, file_format="array_record", version=version or None
+    )
+  known = tfds.list_builders(with_community_datasets=False)
+  base = name.partition(":")[0].partition("/")[0]
+  if base not in known:
+    message = naming.unknown("data set", base, {*known, *catalog.SETS}).partition(" Known:")[0]
     raise PrepareError(
-        f"{source} has no dataset_info.json; expected the directory of one version, such as"
-        " DATA_DIR/imagenet2012/5.1.0."
+        message + " See --list and https://www.tensorflow.org/datasets/catalog."
     )
-  if not (source / "features.json").exists():
-    raise PrepareError(f"{source} has no features.json: it was built by TFDS before 4.0.")
-  stored = json.loads(info_path.read_text())
-  file_format = stored.get("fileFormat") or "tfrecord"  # old sets do not say
-  formats = [file_format, *stored.get("alternativeFileFormats", ())]
-  if "array_record" in formats:
-    raise PrepareError(f"{source} has ArrayRecord files already; there is nothing to convert.")
-  if "tfrecord" not in formats:
-    raise PrepareError(f"{source} is stored as {file_format}; only TFRecord can be converted.")
+  # Asked before the download, which for some sets takes a night.
+  stock = tfds.builder_cls(base).__module__.startswith("tensorflow_datasets.")
+  if stock and importlib.util.find_spec("tensorflow") is None:
+    raise PrepareError(_NEEDS_TENSORFLOW.format(name=base))
+  return tfds.builder(name, data_dir=data_dir, file_format="array_record")
 
-  shards = []
-  for split in tfds.builder_from_directory(source, file_format=file_format).info.splits.values():
-    template = split.filename_template
-    old = template.replace(filetype_suffix="tfrecord", data_dir=source)
-    new = template.replace(filetype_suffix="array_record", data_dir=target)
-    n = len(split.shard_lengths)
-    shards.extend(zip(
-        map(pathlib.Path, old.sharded_filepaths(n)),
-        map(pathlib.Path, new.sharded_filepaths(n)),
-        split.shard_lengths,
-        strict=True,
-    ))
-  if any(old == new for old, new, _ in shards):
-    raise PrepareError(f"{source}: the file names do not tell the format; use --out.")
-  missing = [old.name for old, _, _ in shards if not old.exists()]
+
+def _check_files(name, manual_dir, data_dir):
+  entry = catalog.find(name)
+  missing = [
+      file for file in (entry.files if entry else ())
+      if not os.path.exists(os.path.join(manual_dir, file))
+  ]
   if missing:
-    raise PrepareError(f"{source}: {len(missing)} of {len(shards)} files are missing, e.g."
-                       f" {missing[0]}.")
-  progress = _Progress(sum(length for _, _, length in shards), len(shards))
-  for old, new, length in shards:
-    new.parent.mkdir(parents=True, exist_ok=True)
-    if not (new.exists() and _count(new) == length):
-      _convert_file(old, new, length, progress)
-    progress.file_done(length)
-
-  if target != source:
-    for path in source.iterdir():
-      if path.suffix in (".json", ".txt") and path.name != "dataset_info.json":
-        shutil.copyfile(path, target / path.name)
-  stored["fileFormat"] = "array_record"
-  kept = [f for f in formats if f != "array_record"] if target == source else []
-  stored.pop("alternativeFileFormats", None)
-  if kept:
-    stored["alternativeFileFormats"] = kept
-  temporary = target / f".dataset_info.json.{os.getpid()}"
-  temporary.write_text(json.dumps(stored, indent=2))
-  os.replace(temporary, target / "dataset_info.json")
-  return os.fspath(target)
-
-
-def _convert_file(old, new, length, progress):
-  """Writes `new` with the records of `old`, whole or not at all."""
-  from array_record.python import array_record_module
-
-  temporary = new.with_name(f".{new.name}.{os.getpid()}")
-  try:
-    # One record a group, as TFDS writes it: random access then reads nothing else.
-    writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), "group_size:1")
-    count = 0
-    try:
-      for record in read_records(old):
-        writer.write(record)
-        count += 1
-        progress.show(count)
-    finally:
-      writer.close()
-    if count != length:
-      raise ValueError(f"{old} holds {count} examples, dataset_info.json says {length}.")
-    if _count(temporary) != length:
-      raise ValueError(f"{temporary} came out with {_count(temporary)} records of {length}.")
-    os.replace(temporary, new)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
-def _count(path):
-  """Returns the number of records of an ArrayRecord file."""
-  from array_record.python import array_record_module
-
-  reader = array_record_module.ArrayRecordReader(os.fspath(path))
-  try:
-    return reader.num_records()
-  finally:
-    reader.close()
-
-
-class _Progress:
-  """A line every ten seconds, and one for every whole file."""
-
-  def __init__(self, examples, files):
-    self._examples, self._files = examples, files
-    self._done = self._files_done = 0
-    self._started = self._shown = time.monotonic()
-
-  def show(self, in_file, force=False):
-    now = time.monotonic()
-    if not force and now - self._shown < 10:
-      return
-    self._shown = now
-    done = self._done + in_file
-    rate = max(done, 1) / max(now - self._started, 1e-6)
-    print(
-        f"{self._files_done}/{self._files} files, {done:,}/{self._examples:,} examples,"
-        f" {rate:,.0f}/s, {(self._examples - done) / rate / 60:.1f} min left",
-        flush=True,
+    raise PrepareError(
+        f"{name} is prepared from {', '.join(entry.files)}; {manual_dir} has no"
+        f" {', no '.join(missing)}.\n{catalog.how_to(name, data_dir)}"
     )
-
-  def file_done(self, length):
-    self._done += length
-    self._files_done += 1
-    self.show(0, force=self._files_done == self._files)
 
 
 def main(argv=None):
@@ -222,14 +119,16 @@ def main(argv=None):
       description=__doc__,
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("name", nargs="?", help="TFDS name, e.g. cifar10 or imagenet2012")
+  parser.add_argument("name", nargs="?", help="e.g. cifar10, cropped_plantdoc or another TFDS name")
   parser.add_argument(
       "--data-dir", default="",
       help="where the sets are (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
   )
   parser.add_argument(
-      "--manual-dir", default="", help="where archives are that TFDS cannot download, e.g. ImageNet"
+      "--manual-dir", default="",
+      help="where files are that are not downloaded here, e.g. ImageNet's archives",
   )
+  parser.add_argument("--list", action="store_true", help="say what there is and where from")
   parser.add_argument(
       "--convert", metavar="DIR", help="convert the TFRecord files of DIR = DATA_DIR/NAME/VERSION"
   )
@@ -238,20 +137,26 @@ def main(argv=None):
       help="with --convert: write to DIR = OTHER_DATA_DIR/NAME/VERSION instead of beside",
   )
   args = parser.parse_args(argv)
-  if bool(args.name) == bool(args.convert):
-    parser.error("give either the NAME of a set or --convert DIR")
+  if bool(args.name) + bool(args.convert) + args.list != 1:
+    parser.error("give either the NAME of a set, --convert DIR or --list")
   if args.out and not args.convert:
     parser.error("--out goes with --convert")
+  if args.list:
+    print(catalog.listing(args.data_dir or "DIR"))
+    return 0
+  report = []
   try:
     if args.convert:
       directory = convert(args.convert, args.out)
       if not args.out:
         print("The TFRecord files are no longer needed here; delete them to save the space.")
     else:
-      directory = prepare(args.name, args.data_dir, args.manual_dir)
+      directory, report = prepare(args.name, args.data_dir, args.manual_dir)
   except (PrepareError, ValueError) as error:
     print(f"Error: {error}", file=sys.stderr)
     return 1
+  for line in report:
+    print(line)
   print(f"Ready: {directory}")
   return 0
 

@@ -1,7 +1,8 @@
 """A `Source` is one split of a data set with random access; `open_source` finds it by name.
 
-Names: 'digits' (inside the package), 'folder' (DIR/train/CLASS/*.jpg), anything else is a
-TensorFlow Datasets name, 'name', 'name/config' or 'name:1.2.3'.
+Names: 'digits' (inside the package), 'folder' (DIR/train/CLASS/*.jpg), 'generated/NAME' (made-up
+images in the form of the set NAME); anything else is a TensorFlow Datasets name, 'name',
+'name/config' or 'name:1.2.3'.
 """
 
 
@@ -51,10 +52,10 @@ def open_source(name, split, data_dir=""):
   """Opens one split of a data set.
 
   Args:
-    name: 'digits', 'folder' or a TFDS name.
-    split: the split's name; TFDS sets take TFDS split syntax ('train[:90%]').
+    name: 'digits', 'folder', 'generated/NAME' or a TFDS name.
+    split: the split's name; TFDS and generated sets take TFDS split syntax ('train[:90%]').
     data_dir: for 'folder' the directory that holds the splits; for TFDS the directory that
-      holds the sets ('' means $TFDS_DATA_DIR or ~/tensorflow_datasets). 'digits' needs none.
+      holds the sets ('' means $TFDS_DATA_DIR or ~/tensorflow_datasets). The others need none.
 
   Returns:
     A `Source`.
@@ -70,5 +71,8 @@ def open_source(name, split, data_dir=""):
   if name == "folder":
     from bionets_jax.data.folder import FolderSource
     return FolderSource(data_dir, split)
+  if name.startswith("generated/"):
+    from bionets_jax.data.generated import GeneratedSource
+    return GeneratedSource(name, split)
   from bionets_jax.data.tfds_source import TfdsSource
   return TfdsSource(name, split, data_dir)

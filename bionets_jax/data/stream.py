@@ -39,7 +39,7 @@ class BatchReader:
       source: a `Source`.
       plan: a `BatchPlan` or `EvalPlan` over it; batch sizes are multiples of num_shards.
       transforms: host transforms that end in `image_shape`.
-      image_shape: (h, w, c) of every image after the transforms.
+      image_shape: (h, w, c) of every image after the transforms; (10, h, w, c) for ten crops.
       seed: int, of the augmentation.
       shards: the shards that this process holds, ascending ints below num_shards.
       num_shards: int.
@@ -63,7 +63,7 @@ class BatchReader:
     return sys.maxsize
 
   def __getitem__(self, step):
-    """Returns {'image': uint8 (n, h, w, c), 'label': int32 (n,), 'mask': float32 (n,)}.
+    """Returns {'image': uint8 (n, *image_shape), 'label': int32 (n,), 'mask': float32 (n,)}.
 
     Rows without an example (index -1) are zero in all three.
 
@@ -81,15 +81,35 @@ class BatchReader:
     examples = self._source.read_many(indices[rows])
     for row, (image, label, key) in zip(rows, examples, strict=True):
       rng = example_rng(self._seed, epoch, int(indices[row]))
-      image = decode(image, self._image_shape[-1], key)
-      image = apply_all(self._transforms, image, rng)
-      if image.shape != self._image_shape:
-        raise ValueError(
-            f"Example {key}: the image is {image.shape}, expected {self._image_shape}."
-        )
-      images[row] = image
+      images[row] = prepare(image, self._transforms, self._image_shape, rng, key)
       labels[row] = checked_label(label, self._source.num_classes, key)
     return {"image": images, "label": labels, "mask": (indices >= 0).astype(np.float32)}
+
+
+def prepare(image, transforms, image_shape, rng, key):
+  """Decodes and transforms one example.
+
+  Args:
+    image: as `Source.read` gives it.
+    transforms: host transforms.
+    image_shape: what they are to end in.
+    rng: of the example; None where nothing is random.
+    key: of the example, for messages.
+
+  Returns:
+    uint8 image_shape.
+
+  Raises:
+    ValueError: undecodable, too small for a transform, or of another shape; holds the key.
+  """
+  image = decode(image, image_shape[-1], key)
+  try:
+    image = apply_all(transforms, image, rng)
+  except ValueError as error:
+    raise ValueError(f"Example {key}: {error}") from error
+  if image.shape != image_shape:
+    raise ValueError(f"Example {key}: the image is {image.shape}, expected {image_shape}.")
+  return image
 
 
 def _check_shared_memory(batch_bytes, workers, directory="/dev/shm"):

@@ -7,7 +7,7 @@ letting TFDS deserialise, and other features (masks, boxes, texts) are never dec
 
 import os
 
-from bionets_jax.data import naming
+from bionets_jax.data import catalog, naming
 from bionets_jax.data.sources import Source
 
 
@@ -74,11 +74,9 @@ def find_prepared(name, data_dir=""):
     problem = f"{base} has the versions {', '.join(versions)}."
   else:
     problem = (f"That directory holds {', '.join(sorted(there)) or 'no data set'}."
-               + naming.nearest(base, [*there, "digits", "folder"]))
+               + ("" if catalog.find(name) else catalog.nearest(base, there)))
   raise FileNotFoundError(
-      f"The TFDS data set {name!r} is not prepared in {root}. {problem}\n"
-      "To prepare it (once, with TensorFlow: pip install 'tensorflow-cpu>=2.20' tensorboard):\n"
-      f"  python -m bionets_jax.data.prepare {name} --data-dir={root}"
+      f"The data set {name!r} is not prepared in {root}. {problem}\n{catalog.how_to(name, root)}"
   )
 
 
@@ -131,10 +129,7 @@ class TfdsSource(Source):
     try:
       self._length = splits[split].num_examples
     except (ValueError, KeyError) as error:
-      raise ValueError(
-          naming.unknown(f"split of {name}", split, splits)
-          + " Slices are written as in TFDS: 'train[:90%]', 'train[1000:]', 'train+test'."
-      ) from error
+      raise ValueError(naming.unknown_split(name, split, splits)) from error
     if not self._length:
       raise ValueError(f"The split {split!r} of {self.location} is empty.")
 

@@ -1,4 +1,4 @@
-"""Augmentation of single examples on the host, for sets that are streamed.
+"""Preparation and augmentation of single examples on the host.
 
 The rules are torchvision's to the pixel (its PIL backend), since that is what the published
 networks were trained and tested with; resizing is PIL's, which antialiases.
@@ -17,6 +17,7 @@ from PIL import Image
 from bionets_jax.data.grammar import check_pixels
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+NEAREST = "nearest"
 
 
 def example_rng(seed, epoch, index):
@@ -33,9 +34,19 @@ def resize_to(image, height, width, interpolation):
   return resized[..., None] if gray else resized
 
 
-def _check_interpolation(value):
-  if value not in _FILTERS:
-    raise ValueError(f"interpolation must be one of {', '.join(_FILTERS)}, got {value!r}.")
+def nearest_positions(old, new):
+  """Where each of `new` pixels in a row comes from in a row of `old`: int (new,).
+
+  The rule is OpenCV's INTER_NEAREST, floor(i * old / new), in its own float64 arithmetic. PIL takes
+  the pixel under the centre instead, floor((i + 1/2) * old / new); where `new` is a multiple of
+  `old`, both are the same.
+  """
+  return np.minimum(np.floor(np.arange(new) * (1 / (new / old))).astype(int), old - 1)
+
+
+def _check_interpolation(value, known=tuple(_FILTERS)):
+  if value not in known:
+    raise ValueError(f"interpolation must be one of {', '.join(known)}, got {value!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,11 +168,94 @@ class CenterCrop:
     return image[top:top + self.size, left:left + self.size]
 
 
+@dataclasses.dataclass(frozen=True)
+class ResizeTo:
+  """Resizes to a square, whatever the aspect ratio. 'nearest' is `nearest_positions`' rule."""
+
+  size: int
+  interpolation: str = "bilinear"
+
+  usage = "resize_to(size[, bilinear|bicubic|nearest])"
+  is_random = False
+
+  def __post_init__(self):
+    check_pixels("size", self.size)
+    _check_interpolation(self.interpolation, (*_FILTERS, NEAREST))
+
+  def output_size(self, size):
+    del size
+    return self.size, self.size
+
+  def __call__(self, image, rng):
+    del rng
+    if image.shape[:2] == (self.size, self.size):
+      return image
+    if self.interpolation == NEAREST:
+      rows, columns = (nearest_positions(n, self.size) for n in image.shape[:2])
+      return image[rows[:, None], columns]
+    return resize_to(image, self.size, self.size, self.interpolation)
+
+
+@dataclasses.dataclass(frozen=True)
+class PadSquare:
+  """Pads the shorter side with black to a square, the image in the middle.
+
+  If the two sides differ by an odd number, the row more is below or to the right.
+  """
+
+  usage = "pad_square"
+  is_random = False
+
+  def output_size(self, size):
+    return (None, None) if None in size else (max(size), max(size))
+
+  def __call__(self, image, rng):
+    del rng
+    missing = [max(image.shape[:2]) - n for n in image.shape[:2]]
+    return np.pad(image, [(m // 2, m - m // 2) for m in missing] + [(0, 0)])
+
+
+@dataclasses.dataclass(frozen=True)
+class TenCrop:
+  """torchvision's TenCrop: uint8 (10, size, size, c).
+
+  Corners (top left, top right, bottom left, bottom right) and centre of the image, then the same
+  five of its mirror image. It must come last; networks' outputs are averaged over the ten.
+  """
+
+  size: int
+
+  usage = "ten_crop(size)"
+  is_random = False
+  crops = 10
+
+  def __post_init__(self):
+    check_pixels("size", self.size)
+
+  def output_size(self, size):
+    del size
+    return self.size, self.size
+
+  def __call__(self, image, rng):
+    height, width = image.shape[:2]
+    if height < self.size or width < self.size:
+      raise ValueError(f"{height} x {width} pixels are too few for ten_crop({self.size}).")
+    top, left, n = height - self.size, width - self.size, self.size
+    centre = CenterCrop(n)
+    return np.stack([
+        crop for view in (image, image[:, ::-1]) for crop in (
+            view[:n, :n], view[:n, left:], view[top:, :n], view[top:, left:], centre(view, rng))
+    ])
+
+
 HOST_TRANSFORMS = {
     "center_crop": CenterCrop,
     "flip": Flip,
+    "pad_square": PadSquare,
     "random_resized_crop": RandomResizedCrop,
     "resize": Resize,
+    "resize_to": ResizeTo,
+    "ten_crop": TenCrop,
 }
 
 

@@ -21,12 +21,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
   tables.add_argument("--json", metavar="FILE", help="also write the numbers to FILE")
   tables.set_defaults(run=_paper_tables)
 
+  results = commands.add_parser(
+      "results", help="the errors of finished runs beside the papers'",
+      description="A row for each experiment, its seeds together, beside the number that its config gives "
+                  "from the paper. A file caveat.txt in a folder says what a reader must know of the runs in "
+                  "it: it becomes a note, and no difference to the paper is taken. Status 1 if there is no "
+                  "run.")
+  results.add_argument("workdirs", metavar="WORKDIR", nargs="+",
+                       help="of a run, a sweep or a study, or a folder of them")
+  results.add_argument("--markdown", action="store_true", help="the table as Markdown")
+  results.add_argument("--json", metavar="FILE", help="also write the numbers, seed by seed, to FILE")
+  results.add_argument("--figures", metavar="DIR",
+                       help="also draw errors against parameters, and training curves, in DIR")
+  results.set_defaults(run=_results)
+
   options = parser.parse_args(arguments)
+  wrong = commands.choices[options.command].error
   if options.json and os.path.isdir(options.json):
-    tables.error(f"--json: {options.json} is a folder; name a file")
+    wrong(f"--json: {options.json} is a folder; name a file")
   if folder := options.json and os.path.dirname(options.json):
     if not os.path.isdir(folder):
-      tables.error(f"--json: there is no folder {folder}")
+      wrong(f"--json: there is no folder {folder}")
+  if options.command == "results":
+    for workdir in options.workdirs:
+      if not os.path.isdir(workdir):
+        wrong(f"there is no folder {workdir}")
+    if options.figures and os.path.exists(options.figures) and not os.path.isdir(options.figures):
+      wrong(f"--figures: {options.figures} is a file; name a folder")
   return options.run(options)
 
 
@@ -35,6 +56,12 @@ def _paper_tables(options: argparse.Namespace) -> int:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   from bionets_jax.report import paper_tables
   return paper_tables.run(options.only, options.json)
+
+
+def _results(options: argparse.Namespace) -> int:
+  from bionets_jax.report import results
+  return results.run(options.workdirs, markdown=options.markdown, json_path=options.json,
+                     figures=options.figures)
 
 
 if __name__ == "__main__":

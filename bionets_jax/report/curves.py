@@ -1,8 +1,12 @@
-"""Learning curves as a PNG."""
+"""Learning curves, with the spread over seeds."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bionets_jax.training.writer import read_metrics
@@ -10,35 +14,90 @@ from bionets_jax.training.writer import read_metrics
 # Okabe and Ito's colours, told apart with any colour vision; line styles repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+LOSS, TRAIN_ERROR, ERROR = "train/loss", "train/top1_error", "eval/top1_error"
+
+Workdirs = Mapping[str, str | Sequence[str]]
 
 
-def plot_runs(workdirs: Mapping[str, str], path: str, *, title: str = "") -> None:
-  """Training loss and evaluation error against epochs, one colour a run.
+class Curve(NamedTuple):
+  """A metric over the epochs: mean, lowest and highest of the runs, each of shape (n,)."""
+
+  epochs: np.ndarray
+  mean: np.ndarray
+  lowest: np.ndarray
+  highest: np.ndarray
+
+
+def plot_runs(workdirs: Workdirs, path: str, *, title: str = "") -> None:
+  """Training loss and evaluation error against epochs, one colour a run or sweep.
 
   Args:
-    workdirs: label -> workdir with a metrics.jsonl.
+    workdirs: label -> workdir with a metrics.jsonl, or a list of those of several seeds: their mean is
+      drawn, and a band from the lowest to the highest.
     path: of the PNG; its folder is made.
     title: above the figure.
   """
   figure = Figure(figsize=(9, 3.6), layout="constrained")
   loss_axes, error_axes = figure.subplots(1, 2)
-  for i, (label, workdir) in enumerate(workdirs.items()):
-    lines = read_metrics(os.path.join(workdir, "metrics.jsonl"))
+  for i, (label, its_workdirs) in enumerate(workdirs.items()):
     style = dict(color=COLOURS[i % len(COLOURS)], linestyle=STYLES[i // len(COLOURS) % len(STYLES)],
-                 linewidth=1.6, label=label)
-    for axes, key, marker in ((loss_axes, "train/loss", None), (error_axes, "eval/top1_error", ".")):
-      points = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
-      if points:
-        axes.plot(*zip(*points, strict=True), marker=marker, **style)
+                 linewidth=1.6, label=_label(label, its_workdirs))
+    draw(loss_axes, read_curve(its_workdirs, LOSS), **style)
+    draw(error_axes, read_curve(its_workdirs, ERROR), marker=".", **style)
   loss_axes.set(xlabel="epoch", ylabel="training loss", yscale="log")
   error_axes.set(xlabel="epoch", ylabel="top-1 error on held-out images (%)")
   error_axes.set_ylim(bottom=0)
   for axes in (loss_axes, error_axes):
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-  if len(workdirs) > 1:
+    plain(axes)
+  if len(workdirs) > 1 or any("(" in label for label in error_axes.get_legend_handles_labels()[1]):
     error_axes.legend(frameon=False)
   if title:
     figure.suptitle(title)
-  os.makedirs(os.path.dirname(path), exist_ok=True)
-  figure.savefig(path, dpi=150)
+  save(figure, path)
+
+
+def read_curve(workdirs: str | Sequence[str], key: str) -> Curve | None:
+  """A metric of one run or of several seeds; None if one of them has none of it.
+
+  Where the runs logged at different steps, those of the one that logged least are taken and the others
+  interpolated, as far as all of them go.
+  """
+  runs = []
+  for workdir in [workdirs] if isinstance(workdirs, str) else workdirs:
+    lines = read_metrics(os.path.join(workdir, "metrics.jsonl"))
+    points = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
+    if not points:
+      return None
+    runs.append(np.array(points, dtype=np.float64).T)
+  if not runs:
+    return None
+  epochs = min((run[0] for run in runs), key=len)
+  epochs = epochs[(epochs >= max(run[0][0] for run in runs)) & (epochs <= min(run[0][-1] for run in runs))]
+  values = np.stack([np.interp(epochs, *run) for run in runs])
+  return Curve(epochs, values.mean(0), values.min(0), values.max(0))
+
+
+def draw(axes: Axes, curve: Curve | None, *, color: str, **style: Any) -> None:
+  """The mean as a line, the range as a band; nothing for None."""
+  if curve is None:
+    return
+  axes.plot(curve.epochs, curve.mean, color=color, **style)
+  if (curve.lowest < curve.highest).any():
+    axes.fill_between(curve.epochs, curve.lowest, curve.highest, color=color, alpha=0.2, linewidth=0)
+
+
+def plain(axes: Axes) -> None:
+  axes.grid(alpha=0.3)
+  axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Figure, *paths: str) -> None:
+  """Writes the figure, in the formats that the names say; text stays text in PDF."""
+  for path in paths:
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+      figure.savefig(path, dpi=150 if figure.get_figwidth() > 6 else 300)
+
+
+def _label(label: str, workdirs: str | Sequence[str]) -> str:
+  return label if isinstance(workdirs, str) or len(workdirs) < 2 else f"{label} ({len(workdirs)} seeds)"

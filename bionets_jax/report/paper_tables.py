@@ -6,7 +6,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple, TextIO
 
@@ -14,6 +14,7 @@ import flax
 import jax
 
 from bionets_jax.report.paper_rows import PAPERS, Row
+from bionets_jax.report.table import aligned
 
 UNITS = {"": 1, "%": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 RULES = ("rounded", "truncated", "rounded to tens")
@@ -82,16 +83,11 @@ def as_text(results: Mapping[str, Sequence[Result]]) -> str:
   header = ("table", "network", "quantity", "paper", "ours", "difference", "note")
   lines = {paper: [(r.row.table, r.row.network, r.row.quantity, r.row.printed, _show(r.ours), r.difference,
                     r.row.note) for r in its_results] for paper, its_results in results.items()}
-  cells = [header, *(line for its_lines in lines.values() for line in its_lines)]
-  widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-
-  def aligned(line: Iterable[str]) -> str:
-    return "  ".join(cell.rjust(width) if i in (3, 4, 5) else cell.ljust(width) for i, (cell, width)
-                     in enumerate(zip(line, widths, strict=True))).rstrip()
-
-  text = [aligned(header), "-" * (sum(widths[:-1]) + 2 * (len(widths) - 1))]
+  cells = aligned([header, *(line for its_lines in lines.values() for line in its_lines)], left=(0, 1, 2, 6))
+  # Notes are long; the rule ends where they begin.
+  text, below = [cells[0], "-" * cells[0].index("note")], iter(cells[1:])
   for paper, its_lines in lines.items():
-    text += ["", paper, *map(aligned, its_lines)]
+    text += ["", paper, *(next(below) for _ in its_lines)]
   return "\n".join(text)
 
 

@@ -34,6 +34,16 @@ class Checkpoints:
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
 
+  def steps(self) -> list[int]:
+    """The steps that are saved, ascending."""
+    return sorted(self._manager.all_steps())
+
+  def forget_after(self, step: int) -> None:
+    """Removes what was saved of later steps; they are made again."""
+    for later in self.steps():
+      if later > step:
+        self._manager.delete(later)
+
   def save(self, step: int, state: Tree, clock: dict[str, Any]) -> None:
     """Starts saving. `clock` is JSON: elapsed times, the last and best evaluations.
 

@@ -15,7 +15,7 @@ import ml_collections
 OPEN_KEYS = ("model.options", "paper")
 # What may differ between a run and its continuation: where things are and how they are reported. That
 # the data and the teacher are still the same is checked by what they hold.
-NOT_THE_RUN = ("data.dir", "data.workers", "eval_batch_size", "log_every", "checkpoint_every",
+NOT_THE_RUN = ("seeds", "side_by_side", "data.dir", "data.workers", "eval_batch_size", "log_every", "checkpoint_every",
                "keep_checkpoints", "device", "teacher.weights", "paper")
 
 
@@ -24,6 +24,8 @@ def classification_config() -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(dict(
       task="classification",
       seed=0,
+      seeds=(),                    # several runs that differ in the seed, with mean and deviation; () is one
+      side_by_side=0,              # that many of them in one program; 0: as many as fit, on a CPU one
       model=dict(
           name="",                 # one of bionets_jax.list_models()
           options=dict(),          # further arguments of create_model
@@ -32,9 +34,11 @@ def classification_config() -> ml_collections.ConfigDict:
           name="",                 # 'digits', 'folder' or the name of a TFDS data set
           dir="",                  # '': $TFDS_DATA_DIR, else ~/tensorflow_datasets
           train_split="train",
-          eval_split="test",
+          eval_split="test",       # looked at every `eval_every`
+          test_split="",           # looked at once, at the end; '' for none
           train_transform="",      # e.g. 'random_resized_crop(224)|flip'
-          eval_transform="",       # e.g. 'resize(256)|center_crop(224)'
+          eval_transform="",       # e.g. 'resize(256)|center_crop(224)', or '...|ten_crop(224)'
+          test_transform="",       # of test_split
           workers=-1,              # decoding processes; -1: by the cores at hand, 0: threads only
           drop_remainder=True,     # False keeps the last, smaller batch of an epoch
           mean=(0.485, 0.456, 0.406),  # of images in 0..1; (): the teacher's
@@ -45,24 +49,32 @@ def classification_config() -> ml_collections.ConfigDict:
       accumulate=1,                # parts that a batch is computed in, one after the other
       duration="90 epochs",        # durations are 'N epochs' or 'N steps'
       optimizer=dict(
+          kind="sgd",              # 'sgd' as PyTorch's, or 'rmsprop' as Keras'
           momentum=0.9,
-          nesterov=False,
+          nesterov=False,          # sgd
+          rho=0.9,                 # rmsprop: of the mean square
+          epsilon=1e-7,            # rmsprop: outside the root
           weight_decay=1e-4,
           decay="all",             # 'all' parameters, or 'kernels': not norms, not biases
       ),
       schedule=dict(
-          kind="step",             # 'step', 'cosine' or 'constant'
+          kind="step",             # 'step', 'exponential', 'cyclical25', 'cosine' or 'constant'
           lr=0.1,
           reference_batch=0,       # n: the rate is lr * batch_size / n; 0: lr as it is
           boundaries=(30, 60),     # 'step': epochs at which the rate is multiplied by factor
-          factor=0.1,
+          factor=0.1,              # 'step': at each boundary; 'exponential': each epoch
           warmup="0 epochs",       # linear from 0
       ),
       label_smoothing=0.0,
+      mixup=0.0,                   # parameter of its beta distribution; 0: off
+      cutmix=0.0,                  # likewise; with both, each batch takes one of them
+      crop_average="softmax",      # of an image's crops in evaluation: 'softmax' or 'logits'
+      select="last",               # 'best': the weights with the lowest error on eval_split are kept
       batch_norm="global",         # or 'groups(n)': n parts of the batch with their own statistics
       ema_decay=0.0,               # 0: off; else parameters and statistics are averaged, and evaluated
       alpha_ramp_to=0.03,          # where units have alpha='scheduled': linear from 0 to this
-      dtype="auto",                # 'float32', 'bfloat16'; auto: bfloat16 on accelerators
+      dtype="auto",                # 'float32', 'bfloat16', 'float16' (with loss scaling); auto:
+                                   # bfloat16 on accelerators, float32 on a CPU
       device="",                   # 'gpu' or 'tpu' refuses to run on anything else
       log_every="50 steps",
       eval_every="1 epochs",

@@ -3,18 +3,20 @@
 import collections
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.checkpoints import Checkpoints
 from bionets_jax.training.clock import readable
 from bionets_jax.training.devices import replicated
-from bionets_jax.training.setup import Setup, make_setup
-from bionets_jax.training.state import TrainState, make_eval_step, make_init
+from bionets_jax.training.setup import make_setup
+from bionets_jax.training.side_by_side import over_runs
+from bionets_jax.training.state import make_eval_step
 from bionets_jax.training.summary import finished, show
 
 # Steps that the host may be ahead of the device. Two keep it busy; many more deadlock collectives
@@ -23,44 +25,52 @@ IN_FLIGHT = 2
 
 
 def evaluate(
-    setup: Setup, eval_step: Callable, state: TrainState, say: Callable[[str], None]
-) -> dict[str, float]:
-  """Means over the whole evaluation split, each example counted once.
+    eval_step: Callable, variables: Any, batches: Sequence[Iterator], total: int,
+    say: Callable[[str], None],
+) -> list[dict[str, float]]:
+  """Means over a whole split for each of several runs, each example counted once.
 
   Args:
-    setup: of the run.
-    eval_step: the jitted `make_eval_step`.
-    state: what is evaluated.
+    eval_step: the jitted `make_eval_step`, over runs (`side_by_side.over_runs`).
+    variables: (params, model_state), stacked if there are several runs.
+    batches: of each run. They are closed.
+    total: the number of examples.
     say: told of the progress every ten seconds.
 
   Returns:
-    name -> mean: 'loss', 'top1_error' in percent, and 'top5_error' for six classes or more.
+    Of each run name -> mean: 'loss', 'top1_error' in percent, and 'top5_error' for six classes or more.
 
   Raises:
-    RuntimeError: if the number of examples seen is not that of the split.
+    RuntimeError: if the number of examples seen is not `total`.
   """
   started = told = time.perf_counter()
-  sums: dict[str, float] = collections.defaultdict(float)
+  sums: dict[str, Any] = collections.defaultdict(float)
   in_flight = collections.deque()
-  batches = setup.pipeline.eval_batches()
+
+  def fetch():
+    for name, value in jax.device_get(in_flight.popleft()).items():
+      sums[name] += np.atleast_1d(value).astype(np.float64)
+
   try:
-    for batch in batches:
-      in_flight.append(eval_step(*state.evaluated, batch))
+    for batch in zip(*batches, strict=True):
+      in_flight.append(eval_step(*variables, list(batch)))
       if len(in_flight) > IN_FLIGHT:
-        add(sums, jax.device_get(in_flight.popleft()))
-      if time.perf_counter() - told > 10:
-        told, done = time.perf_counter(), sums["count"]
+        fetch()
+      if time.perf_counter() - told > 10 and sums:
+        told, done = time.perf_counter(), sums["count"][0]
         rate = done / (told - started)
-        say(f"evaluated {done:,.0f} of {setup.pipeline.num_eval:,} images, {rate:,.0f} img/s, "
-            f"left {readable((setup.pipeline.num_eval - done) / max(rate, 1e-9))}")
+        say(f"evaluated {done:,.0f} of {total:,} images, {rate:,.0f} img/s, "
+            f"left {readable((total - done) / max(rate, 1e-9))}")
   finally:
-    batches.close()
+    for b in batches:
+      b.close()
   while in_flight:
-    add(sums, jax.device_get(in_flight.popleft()))
-  count = sums.pop("count")
-  if round(count) != setup.pipeline.num_eval:
-    raise RuntimeError(f"evaluated {count:.0f} of {setup.pipeline.num_eval} examples")
-  return {name: value / count for name, value in sums.items()}
+    fetch()
+  counts = sums.pop("count")
+  if any(round(count) != total for count in counts):
+    raise RuntimeError(f"evaluated {counts} of {total} examples")
+  return [{name: float(value[i] / count) for name, value in sums.items()}
+          for i, count in enumerate(counts)]
 
 
 def evaluate_workdir(
@@ -80,20 +90,19 @@ def evaluate_workdir(
   latest = checkpoints.latest_step()
   if latest is None:
     raise FileNotFoundError(f"{workdir}/checkpoints is empty; train first, without --mode=eval")
-  init = make_init(setup.task, setup.optimizer, ema=config.ema_decay > 0)
   everywhere = replicated(setup.mesh)
-  shapes = jax.eval_shape(init, jax.random.key(0), setup.inherited)
+  shapes = jax.eval_shape(setup.init, jax.random.key(0), setup.inherited)
   abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
   state, _ = checkpoints.restore(latest, abstract)
   checkpoints.close()
-  eval_step = jax.jit(make_eval_step(setup.task), out_shardings=everywhere)
-  values = {"step": latest} | evaluate(setup, eval_step, state, say)
-  say(f"{workdir}, step {latest}, {setup.pipeline.num_eval} examples: "
-      + show({k: v for k, v in values.items() if k != "step"}))
+  pipeline = setup.pipeline
+  eval_step = jax.jit(over_runs(make_eval_step(setup.task), (0, 0, 0)), out_shardings=everywhere)
+  values = evaluate(eval_step, state.evaluated, [pipeline.eval_batches()], pipeline.num_eval, say)[0]
+  say(f"{workdir}, step {latest}, {pipeline.num_eval} examples: {show(values)}")
+  values = {"step": latest} | values
+  if pipeline.num_test:
+    values["test"] = evaluate(
+        eval_step, state.selected, [pipeline.test_batches()], pipeline.num_test, say)[0]
+    say(f"{workdir}, {config.select} weights, {pipeline.num_test} test examples: {show(values['test'])}")
   return values
-
-
-def add(sums: dict[str, float], metrics: dict[str, Any]) -> None:
-  for name, value in metrics.items():
-    sums[name] += float(value)

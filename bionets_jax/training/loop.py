@@ -5,7 +5,9 @@ from s, so going on from a checkpoint of step s repeats, bit for bit, what an un
 """
 
 import collections
+import contextlib
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -26,16 +28,18 @@ from bionets_jax.training.devices import (
   describe_devices,
   replicated,
 )
-from bionets_jax.training.evaluation import IN_FLIGHT, add, evaluate
+from bionets_jax.training.evaluation import IN_FLIGHT, evaluate
 from bionets_jax.training.lock import locked
 from bionets_jax.training.setup import Setup, make_setup
-from bionets_jax.training.state import TrainState, make_eval_step, make_init, make_train_step
+from bionets_jax.training.side_by_side import fits, over_runs, stack, unstack
+from bionets_jax.training.state import TrainState, keep_best, make_eval_step, make_train_step
 from bionets_jax.training.summary import (
   about_weights,
   finished,
   make_summary,
   result_line,
   show,
+  source_version,
   write_json,
 )
 from bionets_jax.training.teacher import WEIGHT_FILE
@@ -47,12 +51,32 @@ class Interrupted(Exception):
   """The run was asked to stop, has saved, and goes on from there when started again."""
 
 
+class NotTogether(Exception):
+  """These runs should not be made side by side; the message says why."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
   """What a run leaves: the final state (None if it had been finished before) and its summary."""
 
   state: TrainState | None
   summary: dict[str, Any]
+
+
+@dataclasses.dataclass
+class _Run:
+  """One run of those that are made side by side, and what the loop keeps of it.
+
+  memory: what a checkpoint holds beside the state: times, the last and the best evaluation, the inputs.
+  """
+
+  config: ml_collections.ConfigDict
+  workdir: str
+  setup: Setup
+  checkpoints: Checkpoints
+  memory: dict[str, Any]
+  averages: "_Averages"
+  writer: MetricWriter | NoWriter = dataclasses.field(default_factory=NoWriter)
 
 
 def train(
@@ -77,92 +101,173 @@ def train(
     FloatingPointError: if the loss is not finite. The last good checkpoint stays.
     Interrupted: after SIGTERM or Ctrl-C, when the state is saved.
   """
-  config_lib.check_config(config)
-  check_same_everywhere(config_lib.to_json(config))
-  summary = finished(config, workdir)
-  if summary is not None:
-    say(f"{workdir}: done already, {result_line(summary)}")
-    return Result(None, summary)
+  return train_together([(config, workdir)], say=say, devices=devices)[0]
 
-  setup = make_setup(config, devices)
-  if jax.process_index() > 0:
-    return _train(config, setup, workdir, lead=False, say=silent)
-  os.makedirs(workdir, exist_ok=True)
-  with locked(workdir):
-    write_json(os.path.join(workdir, "config.json"), config_lib.to_json(config))
-    return _train(config, setup, workdir, lead=True, say=say)
+
+def train_together(
+    runs: Sequence[tuple[ml_collections.ConfigDict, str]], *, say: Callable[[str], None] = print,
+    devices: Sequence[jax.Device] | None = None, must_fit: bool = False,
+) -> list[Result]:
+  """`train` for several configs that differ in the seed (and the teacher's file) alone, in one program.
+
+  Each workdir becomes what `train` alone would have made of it, up to round-off: mapped over several runs,
+  a convolution adds its terms in another order.
+
+  Args:
+    runs: (config, workdir) each.
+    say, devices: see `train`.
+    must_fit: whether to find out, before the first step, that fewer at a time are better: the program does
+      not fit into the device's memory, or each run would decode the images for itself.
+
+  Raises:
+    As `train`.
+    NotTogether: with `must_fit`, and where runs that have come further than others would lose more than
+      what lies between two checkpoints.
+  """
+  results: dict[str, Result] = {}
+  for config, workdir in runs:
+    config_lib.check_config(config)
+    check_same_everywhere(config_lib.to_json(config))
+    summary = finished(config, workdir)
+    if summary is not None:
+      say(f"{workdir}: done already, {result_line(summary)}")
+      results[workdir] = Result(None, summary)
+  left = [(config, workdir) for config, workdir in runs if workdir not in results]
+  if left:
+    first = make_setup(left[0][0], devices)
+    setups = [first] + [make_setup(config, devices, like=first) for config, _ in left[1:]]
+    lead = jax.process_index() == 0
+    with contextlib.ExitStack() as locks:
+      if lead:
+        for config, workdir in left:
+          os.makedirs(workdir, exist_ok=True)
+          locks.enter_context(locked(workdir))
+          write_json(os.path.join(workdir, "config.json"), config_lib.to_json(config))
+      made = [_Run(config, workdir, setup, Checkpoints(workdir, config.keep_checkpoints),
+                   {"train": 0.0, "total": 0.0, "last": {}, "best": {}, "inputs": setup.inputs()},
+                   _Averages())
+              for (config, workdir), setup in zip(left, setups, strict=True)]
+      for (_, workdir), result in zip(
+          left, _train(made, lead=lead, say=say if lead else silent, must_fit=must_fit), strict=True):
+        results[workdir] = result
+  return [results[workdir] for _, workdir in runs]
 
 
 def _train(
-    config: ml_collections.ConfigDict, setup: Setup, workdir: str, *, lead: bool,
-    say: Callable[[str], None],
-) -> Result:
-  """`train` behind its checks. `lead`: whether this process writes."""
+    runs: list[_Run], *, lead: bool, say: Callable[[str], None], must_fit: bool
+) -> list[Result]:
+  """`train_together` behind its checks. `lead`: whether this process writes."""
   # Set up ------------------------------------------------------------------------------------
   started = time.perf_counter()
+  commit = source_version()
+  config, setup, count = runs[0].config, runs[0].setup, len(runs)
   task, pipeline = setup.task, setup.pipeline
-  say(f"run         {workdir}\ndevices     {describe_devices(setup.mesh)}, {setup.dtype}")
+  if must_fit and count > 1 and not pipeline.resident:
+    raise NotTogether("the images are streamed, and each run would decode them for itself")
+  for run in runs:
+    say(f"run         {run.workdir}")
+  if count > 1:
+    say(f"seeds       {', '.join(str(run.config.seed) for run in runs)}, side by side")
+  say(f"devices     {describe_devices(setup.mesh)}, {setup.dtype}")
   say("data        " + pipeline.describe().replace("\n", "\n            "))
   if setup.inherited:
     say(f"student     {overview.inheritance(setup)}")
 
   everywhere = replicated(setup.mesh)
-  init = make_init(task, setup.optimizer, ema=config.ema_decay > 0)
-  state = jax.jit(init, out_shardings=everywhere)(jax.random.key(config.seed), setup.inherited)
-  frozen = jax.jit(lambda x: x, out_shardings=everywhere)(task.frozen)
+  def placed(function, **options):
+    return jax.jit(function, out_shardings=everywhere, **options)
+  init = placed(setup.init)
+  states = [init(jax.random.key(run.config.seed), run.setup.inherited) for run in runs]
+  one_teacher = len({run.config.get("teacher", {}).get("weights", "") for run in runs}) == 1
+  frozen = placed(lambda x: x)(
+      task.frozen if one_teacher else stack([run.setup.task.frozen for run in runs]))
+  seeds = [placed(lambda x: x)(np.uint32(run.config.seed)) for run in runs]
   say(f"model       {config.model.name}\n" + overview.model_table(
-      task.model, state.params, pipeline.image_shape))
+      task.model, states[0].params, pipeline.image_shape))
 
   # Restore -----------------------------------------------------------------------------------
-  checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-  inputs = setup.inputs()
-  step, memory = 0, {"train": 0.0, "total": 0.0, "last": {}, "best": {}, "inputs": inputs}
-  if (latest := checkpoints.latest_step()) is not None:
-    state, memory = checkpoints.restore(latest, abstract_like(state))
-    step = latest
-    if memory["inputs"] != inputs:
-      raise ValueError(f"{workdir} was begun with {memory['inputs']}, and now the data and the teacher "
-                       f"are {inputs}; give the same ones, or another --workdir")
+  saved = [run.checkpoints.steps() for run in runs]
+  step = max(set.intersection(*({0, *steps} for steps in saved)))
+  if max((0, *(steps[-1] for steps in saved if steps))) > step + setup.checkpoint_every:
+    raise NotTogether("the runs have come differently far")
+  if step:
+    for i, run in enumerate(runs):
+      states[i], memory = run.checkpoints.restore(step, abstract_like(states[i]))
+      if memory["inputs"] != run.memory["inputs"]:
+        raise ValueError(f"{run.workdir} was begun with {memory['inputs']}, and now the data and the "
+                         f"teacher are {run.memory['inputs']}; give the same ones, or another --workdir")
+      run.memory |= memory
     say(f"resuming from step {step} of {setup.total_steps}")
-  clock = Clock(memory["train"], memory["total"])
-  writer = MetricWriter(workdir, step) if lead else NoWriter()
+  if lead:
+    for run in runs:
+      run.checkpoints.forget_after(step)
+      run.writer = MetricWriter(run.workdir, step)
+  state = placed(stack)(states) if count > 1 else states[0]
+  apart = placed(functools.partial(unstack, count=count))
+  clock = Clock(runs[0].memory["train"], runs[0].memory["total"])
 
   # Compile -----------------------------------------------------------------------------------
+  def one_step(state, frozen, batch, seed):
+    return make_train_step(
+        task, setup.optimizer, seed=seed, accumulate=config.accumulate,
+        ema_decay=config.ema_decay, unroll=setup.mesh.devices.flat[0].platform == "cpu",
+    )(state, frozen, batch)
+
   train_step = jax.jit(
-      make_train_step(
-          task, setup.optimizer, seed=config.seed, accumulate=config.accumulate,
-          ema_decay=config.ema_decay, unroll=setup.mesh.devices.flat[0].platform == "cpu"),
-      donate_argnums=0, out_shardings=(everywhere, everywhere))
-  eval_step = jax.jit(make_eval_step(task), out_shardings=everywhere)
+      over_runs(one_step, (0, None if one_teacher else 0, 0, 0)), donate_argnums=0,
+      out_shardings=(everywhere, everywhere))
+  eval_step = placed(over_runs(make_eval_step(task), (0, 0, 0)))
+  mark_best = placed(over_runs(keep_best, (0, 0)), donate_argnums=0)
   compiled = {}
   if step < setup.total_steps:
     for size in pipeline.batch_sizes():
       batch = _abstract_batch(setup, size)
-      compiled[size] = train_step.lower(abstract_like(state), abstract_like(frozen), batch).compile()
-    say(overview.memory(compiled[pipeline.batch_sizes()[0]]))
+      lowered = train_step.lower(
+          abstract_like(state), abstract_like(frozen), [batch] * count, abstract_like(seeds))
+      try:
+        compiled[size] = lowered.compile()
+      except jax.errors.JaxRuntimeError as error:
+        if must_fit and count > 1 and "RESOURCE_EXHAUSTED" in str(error):
+          raise NotTogether(f"{count} runs side by side need more memory than the device has") from error
+        raise
+    first = compiled[pipeline.batch_sizes()[0]]
+    if must_fit and not fits(first, setup.mesh.devices.flat[0]):
+      raise NotTogether(f"{count} runs side by side need more memory than the device has")
+    say(overview.memory(first))
     say(f"ready after {time.perf_counter() - started:.1f} s; "
         f"{setup.total_steps - step} steps to go, {pipeline.steps_per_epoch} an epoch")
 
   if setup.inherited and step == 0:
-    say(overview.initial_agreement(setup, state, frozen))
+    for run, own in zip(runs, states, strict=True):
+      say(overview.initial_agreement(run.setup, own, placed(lambda x: x)(run.setup.task.frozen)))
+  del states
 
   # Train -------------------------------------------------------------------------------------
   def save():
-    checkpoints.save(step, state, memory | {"train": clock.train, "total": clock.total})
+    times = {"train": clock.train, "total": clock.total}
+    for run, own in zip(runs, apart(state) if count > 1 else [state], strict=True):
+      run.checkpoints.save(step, own, run.memory | times)
+
+  def evaluated(variables, batches, total):
+    found = evaluate(eval_step, variables, batches, total, say)
+    return [{"step": step} | values for values in found]
 
   def evaluate_now():
+    nonlocal state
     clock.pause()
-    values = evaluate(setup, eval_step, state, say)
-    memory["last"] = {"step": step} | values
-    best = memory["best"]
-    if not best or values["top1_error"] < best["top1_error"]:
-      memory["best"] = memory["last"]
+    found = evaluated(state.evaluated, [r.setup.pipeline.eval_batches() for r in runs], pipeline.num_eval)
+    for run, values in zip(runs, found, strict=True):
+      run.memory["last"] = values
+      if not run.memory["best"] or values["top1_error"] < run.memory["best"]["top1_error"]:
+        run.memory["best"] = values
+    if config.select == "best":
+      state = mark_best(state, [np.float32(values["top1_error"]) for values in found])
     epoch = step / pipeline.steps_per_epoch
-    writer.write(step, epoch, {f"eval/{k}": v for k, v in values.items()})
-    say(f"step {step:>6}  epoch {epoch:6.2f}  eval  " + show(values))
+    for run, values in zip(runs, found, strict=True):
+      run.writer.write(step, epoch, {f"eval/{k}": v for k, v in values.items() if k != "step"})
+    say(f"step {step:>6}  epoch {epoch:6.2f}  eval  " + show(_mean(found)))
     clock.resume()
 
-  averages = _Averages()
   in_flight = collections.deque()
 
   def settle(limit: int):
@@ -170,21 +275,22 @@ def _train(
     while len(in_flight) > limit:
       number, metrics = in_flight.popleft()
       metrics = jax.device_get(metrics)  # returns when the step is done
-      averages.add(number, metrics, config, checkpoints.latest_step())
-      clock.stepped(int(metrics["count"]))
+      for i, run in enumerate(runs):
+        run.averages.add(number, {k: np.atleast_1d(v)[i] for k, v in metrics.items()}, run)
+      clock.stepped(int(np.sum(metrics["count"])))
       if number % setup.log_every == 0 or number == setup.total_steps:
-        _log(writer, say, setup, clock, number, averages.take())
+        _log(runs, say, clock, number)
 
-  batches = pipeline.train_batches(step)
+  batches = [run.setup.pipeline.train_batches(step) for run in runs]
   try:
     with StopRequest() as stop:
       clock.resume()
       while step < setup.total_steps:
         before = time.perf_counter()
-        batch = next(batches)
+        batch = [next(b) for b in batches]
         clock.waited(time.perf_counter() - before)
-        size = batch["label"].shape[0]
-        state, metrics = compiled[size](state, frozen, batch)
+        size = batch[0]["label"].shape[0]
+        state, metrics = compiled[size](state, frozen, batch, seeds)
         step += 1
         in_flight.append((step, metrics))
         settle(IN_FLIGHT)
@@ -202,28 +308,40 @@ def _train(
           save()
           clock.resume()
         if stopping and not last:
-          checkpoints.wait()
+          for run in runs:
+            run.checkpoints.wait()
           say(f"stopped on request at step {step}, saved; run the same command again to go on")
           raise Interrupted(f"stopped at step {step} of {setup.total_steps}")
-      checkpoints.wait()
+      for run in runs:
+        run.checkpoints.wait()
   finally:
-    batches.close()
-    writer.close()
-    checkpoints.close()
+    for b in batches:
+      b.close()
+    for run in runs:
+      run.writer.close()
+      run.checkpoints.close()
 
   # Finish ------------------------------------------------------------------------------------
-  if not memory["last"]:  # a run of no steps at all
-    memory["last"] = memory["best"] = {"step": step} | evaluate(setup, eval_step, state, say)
-  summary = make_summary(config, setup, state, clock, memory)
-  if lead:
-    params, model_state = jax.device_get(state.evaluated)
-    save_native(os.path.join(workdir, WEIGHT_FILE), {"params": params, **model_state},
-                about_weights(config, setup))
-    write_json(os.path.join(workdir, "summary.json"), summary)
-  say(f"finished in {readable(clock.total)}: {result_line(summary)}")
+  if not runs[0].memory["last"]:  # a run of no steps at all
+    evaluate_now()
+  if pipeline.num_test:
+    found = evaluated(state.selected, [r.setup.pipeline.test_batches() for r in runs], pipeline.num_test)
+    for run, values in zip(runs, found, strict=True):
+      at = run.memory["best"]["step"] if config.select == "best" else step
+      run.memory["test"] = values | {"step": at}
+  results = []
+  for run, own in zip(runs, apart(state) if count > 1 else [state], strict=True):
+    summary = make_summary(run.config, run.setup, own, clock, run.memory, commit, side_by_side=count)
+    if lead:
+      params, model_state = jax.device_get(own.selected)
+      save_native(os.path.join(run.workdir, WEIGHT_FILE), {"params": params, **model_state},
+                  about_weights(run.config, run.setup))
+      write_json(os.path.join(run.workdir, "summary.json"), summary)
+    say(f"finished in {readable(clock.total)}: {result_line(summary)}")
+    results.append(Result(own, summary))
   if stop.pending:  # it came after the last question; in a study another run would follow
     raise Interrupted(f"stopped after the last step, {step}")
-  return Result(state, summary)
+  return results
 
 
 class _Averages:
@@ -238,29 +356,39 @@ class _Averages:
     self._sums = collections.defaultdict(float)
     return {name: value / count for name, value in sums.items()}
 
-  def add(self, step: int, metrics: dict[str, Any], config: Any, checkpoint: int | None) -> None:
+  def add(self, step: int, metrics: dict[str, Any], run: _Run) -> None:
     if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
+      checkpoint = run.checkpoints.latest_step()
       kept = "none was saved yet" if checkpoint is None else f"the last good one is of step {checkpoint}"
       raise FloatingPointError(
-          f"the loss is {metrics['loss'] / metrics['count']} at step {step} (gradient norm "
+          f"{run.workdir}: the loss is {metrics['loss'] / metrics['count']} at step {step} (gradient norm "
           f"{metrics['grad_norm'] / metrics['count']:.3g}); no checkpoint was written of it, {kept}. "
-          f"A smaller config.schedule.lr (now {config.schedule.lr}) or a config.schedule.warmup "
+          f"A smaller config.schedule.lr (now {run.config.schedule.lr}) or a config.schedule.warmup "
           "often helps; a run of another config needs another --workdir")
-    add(self._sums, metrics)
+    for name, value in metrics.items():
+      self._sums[name] += float(value)
 
 
-def _log(writer, say, setup: Setup, clock: Clock, step: int, values: dict[str, float]) -> None:
-  rates = clock.rates()
+def _log(runs: list[_Run], say, clock: Clock, step: int) -> None:
+  setup, rates = runs[0].setup, clock.rates()
   left = rates["seconds_per_step"] * (setup.total_steps - step)
   epoch = step / setup.pipeline.steps_per_epoch
   rate = float(setup.schedule(step - 1))
-  writer.write(step, epoch, {f"train/{k}": v for k, v in values.items()} | {
-      "train/learning_rate": rate, "time/images_per_second": rates["images_per_second"],
-      "time/data_wait": rates["data_wait"], "time/train_seconds": clock.train})
-  shown = {k: values[k] for k in ("loss", "top1_error", "distillation", "alpha") if k in values}
+  found = [run.averages.take() for run in runs]
+  for run, values in zip(runs, found, strict=True):
+    run.writer.write(step, epoch, {f"train/{k}": v for k, v in values.items()} | {
+        "train/learning_rate": rate, "time/images_per_second": rates["images_per_second"],
+        "time/data_wait": rates["data_wait"], "time/train_seconds": clock.train})
+  mean = _mean(found)
+  shown = {k: mean[k] for k in ("loss", "top1_error", "distillation", "alpha") if k in mean}
   say(f"step {step:>6}  epoch {epoch:6.2f}  train {show(shown)}  lr {rate:.3g}  "
       f"{_rate(rates['images_per_second'])} img/s  data wait {100 * rates['data_wait']:.0f} %  "
       f"left {readable(left)}")
+
+
+def _mean(of: list[dict[str, float]]) -> dict[str, float]:
+  """Of several runs' metrics, for the console."""
+  return {name: sum(values[name] for values in of) / len(of) for name in of[0] if name != "step"}
 
 
 def _rate(number: float) -> str:

@@ -20,10 +20,11 @@ from bionets_jax.models import create_model
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.devices import check_platform, make_mesh
 from bionets_jax.training.optimizers import make_optimizer, make_schedule
-from bionets_jax.training.tasks import Classification, WeakLogitDistillation
+from bionets_jax.training.state import TrainState, make_init
+from bionets_jax.training.tasks import CROP_AVERAGES, Classification, WeakLogitDistillation
 from bionets_jax.training.teacher import check_inheritance, check_teacher_path, load_teacher
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Setup:
     mesh: all devices.
     pipeline: the data.
     task: what is learned.
+    init: (rng, inherited) -> the state before the first step.
     inherited: variables that the model starts from, {} for none.
     new_paths: of the model's variables, those that `inherited` lacks.
     optimizer, schedule: optax.
@@ -44,6 +46,7 @@ class Setup:
   mesh: Mesh
   pipeline: Pipeline
   task: Classification
+  init: Callable[[jax.Array, Any], TrainState]
   inherited: Any
   new_paths: list[str]
   optimizer: optax.GradientTransformation
@@ -58,6 +61,8 @@ class Setup:
     """What a run reads from outside its config, so that it goes on with the same."""
     found = {"train_examples": self.pipeline.num_train, "eval_examples": self.pipeline.num_eval,
              "classes": self.pipeline.num_classes}
+    if self.pipeline.num_test:
+      found["test_examples"] = self.pipeline.num_test
     if self.inherited:
       found["teacher_crc32"] = functools.reduce(
           lambda crc, leaf: zlib.crc32(np.ascontiguousarray(leaf), crc),
@@ -66,13 +71,15 @@ class Setup:
 
 
 def make_setup(
-    config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None
+    config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None,
+    like: Setup | None = None,
 ) -> Setup:
   """Checks a config and builds what it describes; the cheap checks come first.
 
   Args:
     config: see `training.config`.
     devices: to run on; default all of them.
+    like: of a config that differs in the seed and the teacher alone; its data are shared.
 
   Raises:
     ValueError, FileNotFoundError, RuntimeError: saying what is wrong and what would be right.
@@ -83,12 +90,13 @@ def make_setup(
   if wld:
     check_teacher_path(config.teacher.weights)
 
-  mesh = make_mesh(devices)
+  mesh = like.mesh if like else make_mesh(devices)
   data = config.data
-  pipeline = make_pipeline(
+  pipeline = like.pipeline.with_seed(config.seed) if like else make_pipeline(
       name=data.name, dir=data.dir, train_split=data.train_split, eval_split=data.eval_split,
-      train_transform=data.train_transform, eval_transform=data.eval_transform,
-      workers=data.workers, drop_remainder=data.drop_remainder, batch_size=config.batch_size,
+      test_split=data.test_split, train_transform=data.train_transform,
+      eval_transform=data.eval_transform, test_transform=data.test_transform, workers=data.workers,
+      drop_remainder=data.drop_remainder, batch_size=config.batch_size,
       eval_batch_size=config.eval_batch_size or config.batch_size, seed=config.seed, mesh=mesh)
   groups = config_lib.batch_norm_groups(
       config.batch_norm, pipeline.batch_sizes(), config.accumulate)
@@ -103,6 +111,7 @@ def make_setup(
       total_steps=total)
   options = dict(
       image_shape=pipeline.image_shape, label_smoothing=config.label_smoothing,
+      mixup=config.mixup, cutmix=config.cutmix, crop_average=config.crop_average,
       alpha_schedule=optax.schedules.linear_schedule(0.0, config.alpha_ramp_to, max(total, 1)))
   inherited, new_paths = {}, []
   if wld:
@@ -122,10 +131,13 @@ def make_setup(
         **options)
   else:
     task = Classification(model, mean=data.mean, std=data.std, **options)
+  optimizer = make_optimizer(config.optimizer, schedule)
+  init = make_init(task, optimizer, ema=config.ema_decay > 0, select_best=config.select == "best",
+                   loss_scaling=dtype == "float16")
   return Setup(
-      mesh=mesh, pipeline=pipeline, task=task, inherited=inherited, new_paths=new_paths,
-      optimizer=make_optimizer(config.optimizer, schedule), schedule=schedule, total_steps=total,
-      log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every, dtype=dtype)
+      mesh=mesh, pipeline=pipeline, task=task, init=init, inherited=inherited, new_paths=new_paths,
+      optimizer=optimizer, schedule=schedule, total_steps=total, log_every=log_every,
+      eval_every=eval_every, checkpoint_every=checkpoint_every, dtype=dtype)
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
@@ -144,6 +156,13 @@ def check_values(config: ml_collections.ConfigDict) -> None:
       config.schedule, batch_size=1, steps_per_epoch=1, total_steps=1))
   if config.batch_size < 1:
     raise ValueError(f"config.batch_size={config.batch_size}: give 1 or more")
+  for key, words in (("select", ("last", "best")), ("crop_average", CROP_AVERAGES)):
+    if config[key] not in words:
+      raise ValueError(f"config.{key}={config[key]!r}: give {' or '.join(map(repr, words))}")
+  check_seeds(config)
+  for key in ("mixup", "cutmix"):
+    if config[key] < 0:
+      raise ValueError(f"config.{key}={config[key]}: give 0 for none, or the parameter of a beta distribution")
   for key in ("ema_decay", "label_smoothing"):
     if not 0 <= config[key] < 1:
       raise ValueError(f"config.{key}={config[key]}: give a number from 0 to below 1")
@@ -158,6 +177,20 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     losses.distill_weight_schedule(1, shape=config.wld.distill_weight_shape)
   except ValueError as error:
     raise ValueError(f"config.wld: {error}") from error
+
+
+def check_seeds(config: ml_collections.ConfigDict) -> None:
+  """Checks `seed`, `seeds` and `side_by_side`."""
+  for seed in (config.seed, *config.seeds):
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+      raise ValueError(f"config.seeds={tuple(config.seeds)}, config.seed={config.seed}: seeds are whole "
+                       "numbers from 0 to below 2**32")
+  if len(set(config.seeds)) != len(config.seeds):
+    raise ValueError(f"config.seeds={tuple(config.seeds)} names a seed twice")
+  if config.seeds and config.seed:
+    raise ValueError(f"config.seed={config.seed} beside config.seeds={tuple(config.seeds)}: give one of them")
+  if config.side_by_side < 0:
+    raise ValueError(f"config.side_by_side={config.side_by_side}: give 0 for as many as fit, or a number of runs")
 
 
 def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -195,7 +228,7 @@ def _durations(config: ml_collections.ConfigDict, steps_per_epoch: int) -> tuple
 
 
 def compute_dtype(name: str) -> str:
-  """'auto' is bfloat16 on accelerators and float32 on CPU.
+  """'auto' is bfloat16 on accelerators and float32 on a CPU.
 
   Raises:
     ValueError: for a name that is none of these.

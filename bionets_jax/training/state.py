@@ -19,6 +19,9 @@ class TrainState(struct.PyTreeNode):
   model_state: the other collections: `batch_stats`, `scheduled`.
   opt_state: the optimiser's.
   ema: {'params', 'model_state'} averages, or {} where config.ema_decay is 0.
+  best: {'params', 'model_state', 'error'} of the evaluation with the lowest error so far, or {} where
+    config.select is 'last'.
+  loss_scale: {'scale', 'good_steps'} of float16, or {}.
   """
 
   step: jax.Array
@@ -26,6 +29,8 @@ class TrainState(struct.PyTreeNode):
   model_state: Tree
   opt_state: Tree
   ema: Tree
+  best: Tree
+  loss_scale: Tree
 
   @property
   def evaluated(self) -> tuple[Tree, Tree]:
@@ -34,9 +39,22 @@ class TrainState(struct.PyTreeNode):
       return self.ema["params"], self.ema["model_state"]
     return self.params, self.model_state
 
+  @property
+  def selected(self) -> tuple[Tree, Tree]:
+    """(params, model_state) that the run is about in the end."""
+    if self.best:
+      return self.best["params"], self.best["model_state"]
+    return self.evaluated
+
+
+# The loss scale of float16, as Keras' LossScaleOptimizer has it.
+FIRST_SCALE = 2.0**15
+GOOD_STEPS = 2000
+
 
 def make_init(
-    task: Classification, optimizer: optax.GradientTransformation, *, ema: bool
+    task: Classification, optimizer: optax.GradientTransformation, *, ema: bool,
+    select_best: bool = False, loss_scaling: bool = False,
 ) -> Callable[[jax.Array, Tree], TrainState]:
   """(rng, inherited) -> TrainState. `inherited` leaves replace those of the same path."""
 
@@ -44,17 +62,20 @@ def make_init(
     params, model_state = task.init(rng)
     params = _replace(params, inherited.get("params", {}))
     model_state = _replace(model_state, {k: v for k, v in inherited.items() if k != "params"})
+    variables = {"params": params, "model_state": model_state}
     return TrainState(
         step=jnp.zeros((), jnp.int32), params=params, model_state=model_state,
         opt_state=optimizer.init(params),
-        ema={"params": params, "model_state": model_state} if ema else {})
+        ema=variables if ema else {},
+        best=variables | {"error": jnp.float32(jnp.inf)} if select_best else {},
+        loss_scale={"scale": jnp.float32(FIRST_SCALE), "good_steps": jnp.int32(0)} if loss_scaling else {})
 
   return init
 
 
 def make_train_step(
-    task: Classification, optimizer: optax.GradientTransformation, *, seed: int, accumulate: int,
-    ema_decay: float, unroll: bool,
+    task: Classification, optimizer: optax.GradientTransformation, *, seed: int | jax.Array,
+    accumulate: int, ema_decay: float, unroll: bool,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]:
   """(state, frozen, batch) -> (state, metrics); pure.
 
@@ -63,10 +84,13 @@ def make_train_step(
 
   Metrics are sums over the batch beside their 'count', so that they add up over steps.
 
+  In float16 the loss is scaled so that small gradients do not vanish. A step whose gradients are not
+  finite changes nothing but the scale, which it halves; the metric 'skipped' counts it.
+
   Args:
     task: what is learned.
     optimizer: optax.
-    seed: of dropout and the like, folded with the step.
+    seed: of dropout and the like, folded with the step; a number or an array of one.
     accumulate: number of parts.
     ema_decay: 0 for none.
     unroll: writes the parts out one after the other. On CPU a convolution's gradient inside a loop
@@ -81,7 +105,9 @@ def make_train_step(
       values, model_state, metrics = task.train_losses(
           params, model_state, frozen, part, state.step, rng)
       metrics["loss"] = values
-      return values.mean(), (model_state, jax.tree.map(lambda m: _sum(m, values.shape[0]), metrics))
+      scale = state.loss_scale["scale"] if state.loss_scale else 1.0
+      return scale * values.mean(), (
+          model_state, jax.tree.map(lambda m: _sum(m, values.shape[0]), metrics))
 
     grad = jax.grad(loss, has_aux=True)
     if accumulate == 1:
@@ -104,20 +130,46 @@ def make_train_step(
       grads = jax.tree.map(lambda g: g / accumulate, grads)
       metrics = jax.tree.map(lambda m: m.sum(0), metrics)
 
+    if state.loss_scale:
+      grads = jax.tree.map(lambda g: g / state.loss_scale["scale"], grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema:
       new = {"params": params, "model_state": model_state}
       ema = jax.tree.map(lambda a, b: ema_decay * a + (1 - ema_decay) * b, ema, new)
+    new = state.replace(step=state.step + 1, params=params, model_state=model_state,
+                        opt_state=opt_state, ema=ema)
     count = jnp.asarray(batch["label"].shape[0], jnp.float32)
-    metrics["grad_norm"] = optax.tree.norm(grads) * count
+    if state.loss_scale:
+      good = jnp.isfinite(norm)
+      kept = state.replace(step=new.step)
+      new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, kept)
+      new = new.replace(loss_scale=_next_scale(state.loss_scale, good))
+      norm = jnp.where(good, norm, 0.0)
+      metrics["skipped"] = jnp.where(good, 0.0, count)
+    metrics["grad_norm"] = norm * count
     metrics["count"] = count
-    state = TrainState(step=state.step + 1, params=params, model_state=model_state,
-                       opt_state=opt_state, ema=ema)
-    return state, metrics
+    return new, metrics
 
   return train_step
+
+
+def _next_scale(loss_scale: Tree, good: jax.Array) -> Tree:
+  """Halved after a step that was not good, doubled after GOOD_STEPS good ones in a row."""
+  grown = loss_scale["good_steps"] + 1 >= GOOD_STEPS
+  return {
+      "scale": loss_scale["scale"] * jnp.where(good, jnp.where(grown, 2.0, 1.0), 0.5),
+      "good_steps": jnp.where(good & ~grown, loss_scale["good_steps"] + 1, 0)}
+
+
+def keep_best(state: TrainState, error: jax.Array) -> TrainState:
+  """The state with what it is evaluated with as its best, if `error` (scalar) is below all before."""
+  params, model_state = state.evaluated
+  now = {"params": params, "model_state": model_state, "error": jnp.asarray(error, jnp.float32)}
+  better = now["error"] < state.best["error"]
+  return state.replace(best=jax.tree.map(lambda a, b: jnp.where(better, a, b), now, state.best))
 
 
 def make_eval_step(task: Classification) -> Callable[[Tree, Tree, Batch], Metrics]:

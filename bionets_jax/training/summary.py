@@ -2,6 +2,9 @@
 
 import json
 import os
+import statistics
+import subprocess
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -47,14 +50,22 @@ def _names(folder: str) -> list[str]:
 
 def make_summary(
     config: ml_collections.ConfigDict, setup: Setup, state: TrainState, clock: Clock,
-    memory: dict[str, Any],
+    memory: dict[str, Any], commit: str, *, side_by_side: int = 1,
 ) -> dict[str, Any]:
-  """What summary.json holds."""
+  """What summary.json of a run holds.
+
+  Args:
+    config, setup, state, clock: of the run.
+    memory: its evaluations, as in its checkpoints.
+    commit: see `source_version`.
+    side_by_side: how many runs the clock's time is shared by.
+  """
   pipeline = setup.pipeline
   return {
       "model": config.model.name,
       "task": config.task,
       "data": config.data.name,
+      "seed": config.seed,
       "parameters": count_parameters({"params": state.params}),
       "macs": count_macs(setup.task.model, pipeline.image_shape),
       "steps": setup.total_steps,
@@ -62,15 +73,58 @@ def make_summary(
       "batch_size": config.batch_size,
       "last": memory["last"],
       "best": memory["best"],
-      "train_seconds": round(clock.train, 1),
-      "total_seconds": round(clock.total, 1),
+      **({"test": memory["test"]} if "test" in memory else {}),
+      "select": config.select,
+      "train_seconds": round(clock.train / side_by_side, 1),
+      "total_seconds": round(clock.total / side_by_side, 1),
+      "side_by_side": side_by_side,
       "devices": describe_devices(setup.mesh),
       "dtype": setup.dtype,
       "versions": {"bionets_jax": bionets_jax.__version__, "jax": jax.__version__,
                    "flax": flax.__version__},
+      "commit": commit,
       "inputs": memory["inputs"],
       "paper": config_lib.to_json(config.paper),
   }
+
+
+def source_version() -> str:
+  """The commit that the package runs from, '+' where files differ from it; '' outside a repository."""
+  def git(*arguments):
+    folder = os.path.dirname(bionets_jax.__file__)
+    return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout
+  try:
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", os.path.dirname(bionets_jax.__file__))
+    return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed.strip() else "")
+  except (OSError, subprocess.CalledProcessError):
+    return ""
+
+
+def sweep_summary(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
+  """What summary.json of runs that differ in their seed holds: each of them, and their means.
+
+  Args:
+    summaries: seed -> what `make_summary` returned.
+
+  Returns:
+    Under 'last', 'best' and 'test' name -> {'mean', 'std', 'n'} for each metric; std is the sample standard
+    deviation, None for one run.
+  """
+  first = next(iter(summaries.values()))
+  out = {key: first[key] for key in ("model", "task", "data", "parameters", "macs", "epochs", "paper")}
+  for part in ("last", "best", "test"):
+    if part not in first:
+      continue
+    out[part] = {}
+    for name in first[part]:
+      values = [summary[part][name] for summary in summaries.values()]
+      if name != "step":
+        out[part][name] = {"mean": statistics.fmean(values), "n": len(values),
+                           "std": statistics.stdev(values) if len(values) > 1 else None}
+  out["train_seconds"] = sum(summary["train_seconds"] for summary in summaries.values())
+  out["total_seconds"] = sum(summary["total_seconds"] for summary in summaries.values())
+  out["seeds"] = {str(seed): summary for seed, summary in summaries.items()}
+  return out
 
 
 def about_weights(config: ml_collections.ConfigDict, setup: Setup) -> dict[str, Any]:
@@ -91,10 +145,11 @@ def about_weights(config: ml_collections.ConfigDict, setup: Setup) -> dict[str, 
 
 def result_line(summary: dict[str, Any]) -> str:
   """The outcome of a run in a line, beside the paper's where there is one."""
-  last, best = summary["last"], summary["best"]
+  last, best, test = summary["last"], summary["best"], summary.get("test")
   paper = summary["paper"].get("top1_error")
   return (f"{summary['model']}, top-1 error {last['top1_error']:.2f} % at step {last['step']} "
           f"(lowest {best['top1_error']:.2f} % at step {best['step']}"
+          + (f"; {test['top1_error']:.2f} % on the test set with the weights of step {test['step']}" if test else "")
           + (f"; the paper has {paper} %)" if paper else ")"))
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from bionets_jax import losses
 from bionets_jax.layers.ic import SCHEDULED
+from bionets_jax.training.mixing import mix
 from bionets_jax.training.teacher import Teacher
 from bionets_jax.weights.preprocessing import Preprocessing
 
@@ -21,8 +22,11 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
+CROP_AVERAGES = ("softmax", "logits")
+
+
 def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-  """uint8 images (N, H, W, C) as float32, `(x / 255 - mean) / std` per channel."""
+  """Images of 0..255 (..., H, W, C) as float32, `(x / 255 - mean) / std` per channel."""
   x = images.astype(jnp.float32) / 255.0
   return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
@@ -36,6 +40,14 @@ def topk_correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
   return (above.sum(-1) < k).astype(jnp.float32)
 
 
+def average_crops(logits: jax.Array, kind: str) -> jax.Array:
+  """Logits (N, crops, K) as those of the images, (N, K): of the mean softmax, or the mean logits."""
+  wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  if kind == "logits":
+    return wide.mean(1)
+  return jax.nn.logsumexp(jax.nn.log_softmax(wide), axis=1) - jnp.log(float(logits.shape[1]))
+
+
 class Classification:
   """Cross-entropy with the labels."""
 
@@ -47,6 +59,9 @@ class Classification:
       mean: tuple[float, ...],
       std: tuple[float, ...],
       label_smoothing: float = 0.0,
+      mixup: float = 0.0,
+      cutmix: float = 0.0,
+      crop_average: str = "softmax",
       alpha_schedule: Callable | None = None,
   ):
     """
@@ -55,6 +70,9 @@ class Classification:
       image_shape: (H, W, C).
       mean, std: normalisation of images in 0..1, one number or one per channel.
       label_smoothing: mass spread evenly over the classes, in training.
+      mixup, cutmix: see `mixing.mix`; 0 for none.
+      crop_average: what is averaged over the crops of an image in evaluation, 'softmax' (He et al.,
+        Krizhevsky et al.) or 'logits' (fb.resnet.torch).
       alpha_schedule: step -> alpha, for units whose alpha is 'scheduled'.
 
     Raises:
@@ -69,6 +87,8 @@ class Classification:
     self.image_shape = tuple(image_shape)
     self.mean, self.std = tuple(mean), tuple(std)
     self.label_smoothing = label_smoothing
+    self.mixup, self.cutmix = mixup, cutmix
+    self.crop_average = crop_average
     self.alpha_schedule = alpha_schedule
     self.frozen: Tree = {}
 
@@ -90,11 +110,17 @@ class Classification:
       rng: jax.Array,
   ) -> tuple[jax.Array, Tree, Metrics]:
     """Losses (N,), the new model state, and metrics as per-example values (N,) or scalars."""
+    labels = batch["label"]
+    if self.mixup or self.cutmix:
+      rng, mixing = jax.random.split(rng)
+      images, soft = mix(mixing, batch["image"].astype(jnp.float32), labels, self.model.num_classes,
+                         mixup=self.mixup, cutmix=self.cutmix)
+      batch = batch | {"image": images, "label": soft}
     logits, new_state = self.model.apply(
         {"params": params, **model_state}, normalize(batch["image"], self.mean, self.std),
         train=True, mutable=list(model_state), rngs={"dropout": rng})
     values, metrics = self.losses(logits, frozen, batch, step)
-    metrics["top1_error"] = 100.0 * (1.0 - topk_correct(logits, batch["label"], 1))
+    metrics["top1_error"] = 100.0 * (1.0 - topk_correct(logits, labels, 1))
     alphas = [a for path, a in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "alpha"]
     if alphas:
       metrics["alpha"] = jnp.mean(jnp.stack([a.mean() for a in alphas]))
@@ -107,9 +133,16 @@ class Classification:
     return losses.cross_entropy(logits, batch["label"], self.label_smoothing), {}
 
   def evaluate(self, params: Tree, model_state: Tree, batch: Batch) -> Metrics:
-    """Per-example values (N,) in eval mode: loss, top1_error and, from six classes on, top5_error."""
+    """Per-example values (N,) in eval mode: loss, top1_error and, from six classes on, top5_error.
+
+    batch['image'] is (N, H, W, C), or (N, crops, H, W, C) with predictions averaged over the crops.
+    """
     images = normalize(batch["image"], self.mean, self.std)
-    logits = self.model.apply({"params": params, **model_state}, images, train=False)
+    crops = images.shape[1:-3]  # () or (10,)
+    logits = self.model.apply(
+        {"params": params, **model_state}, images.reshape(-1, *images.shape[-3:]), train=False)
+    if crops:
+      logits = average_crops(logits.reshape(-1, *crops, logits.shape[-1]), self.crop_average)
     metrics = {
         "loss": losses.cross_entropy(logits, batch["label"]),
         "top1_error": 100.0 * (1.0 - topk_correct(logits, batch["label"], 1))}
@@ -156,12 +189,13 @@ class WeakLogitDistillation(Classification):
     differently where XLA fuses them differently. 0 before the first step if both have the same
     normalisation.
     """
-    images = normalize(batch["image"], self.mean, self.std)
+    pixels = batch["image"].reshape(-1, *batch["image"].shape[-3:])  # the crops of an image, if any
     pre = self.teacher.preprocessing
     wide = dict(dtype=jnp.float32)
-    student = self.model.clone(**wide).apply({"params": params, **model_state}, images, train=False)
+    student = self.model.clone(**wide).apply(
+        {"params": params, **model_state}, normalize(pixels, self.mean, self.std), train=False)
     teacher = self.teacher.model.clone(**wide).apply(
-        frozen, normalize(batch["image"], pre.mean, pre.std), train=False)
+        frozen, normalize(pixels, pre.mean, pre.std), train=False)
     return jnp.abs(student - teacher).max(), jnp.abs(teacher).max()
 
   def losses(self, logits, frozen, batch, step):

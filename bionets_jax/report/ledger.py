@@ -1,0 +1,206 @@
+"""Experiments: runs that differ in nothing but the seed, with mean and deviation."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from bionets_jax.report import caveats
+from bionets_jax.report.spread import Spread
+from bionets_jax.report.workdirs import Run, find
+from bionets_jax.training.config import (
+  NOT_THE_RUN,
+  classification_config,
+  flatten,
+  to_json,
+  wld_config,
+)
+
+STATISTICS = {"best": "lowest", "last": "last", "test": "test"}
+# Beside NOT_THE_RUN: which runs there are, and how many at a time.
+_NOT_THE_EXPERIMENT = (*NOT_THE_RUN, "seed", "seeds", "side_by_side")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Finished runs of one config, by seed.
+
+  Attributes:
+    name: from the names of their folders.
+    runs: at least one, each with another seed.
+    unfinished: runs of the same config that have not finished.
+    departures: what keeps these runs from being those of the paper. Where there are any, no difference
+      to the paper's number is taken.
+    remarks: what else a reader should know.
+  """
+
+  name: str
+  runs: tuple[Run, ...]
+  unfinished: tuple[Run, ...] = ()
+
+  @property
+  def first(self) -> dict[str, Any]:
+    return self.runs[0].summary
+
+  @property
+  def paper(self) -> dict[str, Any]:
+    return self.first.get("paper") or {}
+
+  @property
+  def data(self) -> str:
+    return self.first.get("data", "")
+
+  @property
+  def statistic(self) -> str:
+    """Which of ours stands beside the paper's number: 'best', 'last' or 'test'."""
+    named = self.paper.get("statistic")
+    return named if named in STATISTICS else "test" if "test" in self.first else "last"
+
+  def spread(self, statistic: str, metric: str = "top1_error") -> Spread | None:
+    """Of a metric, in the paper's units (errors in per cent); None unless all runs have it."""
+    values = [run.summary.get(statistic, {}).get(metric) for run in self.runs]
+    return None if None in values else Spread.of(values)
+
+  def crops(self, metric: str = "top1_error") -> Spread | None:
+    """The same of the averages over ten crops, once every run has been evaluated so."""
+    values = [self._ten_crops(run).get(metric) for run in self.runs]
+    return None if None in values else Spread.of(values)
+
+  def difference(self) -> float | None:
+    """Ours minus the paper's top-1 error, in points; None where the two do not compare."""
+    ours, theirs = self.spread(self.statistic), self.paper.get("top1_error")
+    return None if ours is None or theirs is None or self.departures else ours.mean - theirs
+
+  @property
+  def departures(self) -> list[str]:
+    return caveats.departures(self)
+
+  @property
+  def remarks(self) -> list[str]:
+    return caveats.remarks(self)
+
+  def distinct(self, key: str) -> list[Any]:
+    """The values of a key of the summaries, each once, in the order of the seeds."""
+    return list(dict.fromkeys(run.summary.get(key) or "" for run in self.runs))
+
+  def evaluations(self) -> dict[tuple[str, str, str, str], list[dict[str, Any]]]:
+    """(data, split, transform, average over crops) -> one evaluation for each run that has it."""
+    out: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+    for run in self.runs:
+      for key, e in _by_what(run).items():
+        out.setdefault(key, []).append(e)
+    return out
+
+  def _ten_crops(self, run: Run) -> dict[str, Any]:
+    which = "test" if self.statistic == "test" else "eval"
+    split = run.config.get("data", {}).get(f"{which}_split")
+    examples = (run.summary.get("inputs") or {}).get(f"{which}_examples")
+    average = run.config.get("crop_average", "softmax")
+    fitting = [(key[3] not in ("", average), e) for key, e in _by_what(run).items()
+               if "ten_crop" in key[2] and key[0] in ("", self.data) and key[1] in ("", split)
+               and e.get("examples", examples) == examples]
+    return min(fitting, key=lambda pair: pair[0])[1] if fitting else {}
+
+
+class Ledger(NamedTuple):
+  """Experiments, runs that have not finished, and (path, what is wrong with it)."""
+
+  experiments: list[Experiment]
+  unfinished: list[Run]
+  warnings: list[tuple[str, str]]
+
+
+def collect(workdirs: Iterable[str]) -> list[Experiment]:
+  """The experiments whose runs lie in `workdirs` or below: see `read`."""
+  return read(workdirs).experiments
+
+
+def read(workdirs: Iterable[str]) -> Ledger:
+  """Reads all runs in `workdirs` and below, and puts those together that differ only in the seed.
+
+  Two runs belong together if their configs are the same but for the seed and what `NOT_THE_RUN` names,
+  their data had as many examples, and they name the same row of the paper. Of two runs with the same
+  seed the first counts.
+
+  Args:
+    workdirs: of a run, a sweep, a study, or folders of any of these; they may overlap.
+
+  Raises:
+    FileNotFoundError: if one of them is not there.
+  """
+  found = find(workdirs)
+  groups: dict[str, dict[int | None, Run]] = {}
+  for run in found.runs:
+    group = groups.setdefault(_key(run), {})
+    if run.seed in group:
+      same = _numbers(run) == _numbers(group[run.seed])
+      found.warnings.append((run.workdir, f"left out: {'a copy of' if same else 'has the seed of'} "
+                                          f"{group[run.seed].workdir}"))
+    else:
+      group[run.seed] = run
+  config_of = {key: _plain(next(iter(group.values()))) for key, group in groups.items()}
+  waiting = {key: tuple(run for run in found.unfinished if run.config and _plain(run) == config)
+             for key, config in config_of.items()}
+  names = _names([_common([run.label for run in group.values()]) for group in groups.values()])
+  experiments = [
+      Experiment(name, tuple(sorted(group.values(), key=lambda run: run.seed or 0)), waiting[key])
+      for name, (key, group) in zip(names, groups.items(), strict=True)]
+  return Ledger(experiments, found.unfinished, found.warnings)
+
+
+def _key(run: Run) -> str:
+  paper = run.summary.get("paper") or {}
+  inputs = {k: v for k, v in (run.summary.get("inputs") or {}).items() if k != "teacher_crc32"}
+  what = _plain(run) or run.label  # without a config nothing says what else would be the same
+  return json.dumps([what, inputs, paper.get("table"), paper.get("row")], sort_keys=True)
+
+
+def _plain(run: Run) -> dict[str, Any]:
+  """The config without what may differ within an experiment; keys that it is too old for are filled in."""
+  if not run.config:
+    return {}
+  template = wld_config() if run.config["task"] == "wld" else classification_config()
+  flat = flatten(to_json(template)) | flatten(run.config)
+  return {key: value for key, value in flat.items()
+          if not any(key == k or key.startswith(k + ".") for k in _NOT_THE_EXPERIMENT)}
+
+
+def _numbers(run: Run) -> list[Any]:
+  return [run.summary.get(key) for key in ("last", "best", "test", "train_seconds")]
+
+
+def _by_what(run: Run) -> dict[tuple[str, str, str, str], dict[str, Any]]:
+  keys = ("data", "split", "transform", "crop_average")
+  return {tuple(str(e.get(k) or "") for k in keys): e for e in run.evaluations}
+
+
+def _common(labels: Sequence[str]) -> str:
+  """The path for a group: that of all its runs, or what their names begin with."""
+  if len(set(labels)) == 1:
+    return labels[0]
+  prefix = os.path.commonprefix([os.path.basename(label) for label in labels])
+  prefix = re.sub(r"[-_. ]+(seed|s|run)?[-_. ]*$", "", prefix)
+  return os.path.join(os.path.dirname(labels[0]), prefix) if len(prefix) > 2 else labels[0]
+
+
+def _names(paths: Sequence[str]) -> list[str]:
+  """The ends of the paths, as long as it takes to tell them apart."""
+  parts = [[p for p in path.split(os.sep) if p] or [path] for path in paths]
+  lengths = [1] * len(paths)
+  def ends():
+    return ["/".join(p[-n:]) for p, n in zip(parts, lengths, strict=True)]
+  while True:
+    now = ends()
+    longer = [n + 1 if now.count(end) > 1 and n < len(p) else n
+              for n, end, p in zip(lengths, now, parts, strict=True)]
+    if longer == lengths:
+      break
+    lengths = longer
+  taken: dict[str, int] = {}
+  for i, name in enumerate(now):  # two experiments in one folder
+    taken[name] = taken.get(name, 0) + 1
+    if taken[name] > 1:
+      now[i] = f"{name} ({taken[name]})"
+  return now

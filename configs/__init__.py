@@ -1,0 +1,1 @@
+"""Config files for launch.py; `common` holds what several of them share."""
