@@ -163,7 +163,7 @@ def _shrink(run: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   run.data.drop_remainder = True
   run.seeds = ()
   run.batch_size, run.eval_batch_size = 8, 16
-  run.duration = "2 steps"
+  run.duration = "3 steps"  # the fewest that a test can stop half-way
   run.log_every = run.checkpoint_every = "1 steps"
   run.eval_every = "2 steps"
   return run

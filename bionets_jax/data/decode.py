@@ -9,7 +9,7 @@ import io
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 
@@ -71,7 +71,10 @@ def _decode(data, colorspace):
   # PIL's readers raise all of these on damaged files, depending on the format.
   except (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, OverflowError,
           Image.DecompressionBombError) as error:
+    # PIL's own message for this one names an object in memory.
+    unknown = isinstance(error, UnidentifiedImageError)
     raise ValueError(
-        f"not a readable image ({len(data)} bytes, starts with {data[:8].hex()}): {error}"
+        f"not a readable image ({len(data)} bytes, starts with {data[:8].hex()}): "
+        + ("no known format" if unknown else str(error))
     ) from error
   return array[..., None] if colorspace == "GRAY" else array

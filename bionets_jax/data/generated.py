@@ -4,8 +4,8 @@
 
 For trying a configuration out where the real set is not at hand. Nothing is read or written: an
 image is a pure function of (set, split, index). Eight classes occur, spread over the labels; each
-has a grating of its own direction and colour, under noise, in a random phase, so that it is learned
-in a few steps, and not by the mean colour alone. Accuracies on them say nothing about the real set.
+is a grating of its own direction and colour, in a random phase and under noise, which a network
+learns in a few steps. Accuracies on them say nothing about the real set.
 """
 
 import dataclasses

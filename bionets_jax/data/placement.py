@@ -137,7 +137,10 @@ def _streamed(field, calls, source, total):
   *size, channels = source.image_shape
   if None in transforms:
     raise ValueError(_explain(field, calls, source, total))
-  height, width = output_size(transforms, tuple(size))
+  try:
+    height, width = output_size(transforms, tuple(size))
+  except ValueError as error:
+    raise ValueError(f"{field}: {error}") from error
   if height is None or width is None:
     raise ValueError(
         f"The images of {source.name} differ in size and {field} does not end in one fixed"

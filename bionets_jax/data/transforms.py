@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from bionets_jax.data.grammar import check_pixels
+from bionets_jax.data.rand_augment import RandAugment
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 NEAREST = "nearest"
@@ -233,13 +234,14 @@ class TenCrop:
     check_pixels("size", self.size)
 
   def output_size(self, size):
-    del size
+    if min((n for n in size if n is not None), default=self.size) < self.size:
+      raise ValueError(f"an image of {size[0]} x {size[1]} pixels is too small for {self.size} x {self.size}"
+                       " crops.")
     return self.size, self.size
 
   def __call__(self, image, rng):
     height, width = image.shape[:2]
-    if height < self.size or width < self.size:
-      raise ValueError(f"{height} x {width} pixels are too few for ten_crop({self.size}).")
+    self.output_size((height, width))
     top, left, n = height - self.size, width - self.size, self.size
     centre = CenterCrop(n)
     return np.stack([
@@ -252,6 +254,7 @@ HOST_TRANSFORMS = {
     "center_crop": CenterCrop,
     "flip": Flip,
     "pad_square": PadSquare,
+    "rand_augment": RandAugment,
     "random_resized_crop": RandomResizedCrop,
     "resize": Resize,
     "resize_to": ResizeTo,

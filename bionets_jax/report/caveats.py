@@ -81,7 +81,7 @@ def remarks(experiment: "Experiment") -> list[str]:
   for key, what in (("dtype", "arithmetic"), ("commit", "commits")):
     if len(experiment.distinct(key)) > 1:
       out.append(f"seeds of different {what}: " + ", ".join(map(_or_unknown, experiment.distinct(key))))
-  if any(re.search(r"\+$|dirty|modified", str(c)) for c in experiment.distinct("commit")):
+  if any(str(commit).endswith("+") for commit in experiment.distinct("commit")):
     out.append("made from code that differs from its commit")
   if not all(run.config for run in runs):
     out.append("without a config.json; runs of one folder were taken to belong together")

@@ -14,7 +14,8 @@ from bionets_jax.report.scatter import Point, scatter
 
 _CURVES = 6  # networks that one figure of curves holds
 _MARKERS = {"20": "o", "32": "D", "44": "s"}  # as in FP-nets' Figure 3
-_ERRORS = {"best": "lowest top-1 error (%)", "last": "last top-1 error (%)", "test": "top-1 error on test (%)"}
+_ERRORS = {"best": "lowest top-1 error (%)", "last": "last top-1 error (%)",
+           "test": "top-1 error on the test split (%)"}
 BLUE, RED = COLOURS[0], COLOURS[1]
 
 
@@ -41,13 +42,13 @@ def draw_all(experiments: Sequence[Experiment], folder: str) -> list[str]:
     shared = {e.statistic for e in group}
     statistic = shared.pop() if len(shared) == 1 else "last"
     figures[f"parameters-{data}"] = scatter(
-        [_point(e, statistic, e.name) for e in group], title=data, ylabel=_ERRORS[statistic])
+        [_point(e, statistic, e.name, **_unit(e)) for e in group], title=data, ylabel=_ERRORS[statistic])
     suffix = "" if data == "cifar10" else f"-{data}"
     for number in (2, 3):
       points = [point for e in group if (point := _of_figure(number, e))]
       if any(point.group == "FP-ResNet" for point in points):
         figures[f"fp-nets-figure-{number}{suffix}"] = scatter(
-            points, title=f"FP-nets, Figure {number}: {data}", ylabel=_ERRORS["best"], lines=number == 3)
+            points, title=f"FP-nets, Figure {number}: {data}", ylabel=_ERRORS["best"])
     families: dict[str, list[Experiment]] = {}
     for e in group:
       families.setdefault(_base(e), []).append(e)
@@ -67,6 +68,15 @@ def _base(e: Experiment) -> str:
   """The plain network under a model, so that a network and its twins come into one figure."""
   name = e.first["model"]
   return base_name(name) if name in list_models() else name
+
+
+def _unit(e: Experiment) -> dict[str, str]:
+  """Colour and legend of a network by the unit in it."""
+  name = e.first["model"]
+  for i, (prefix, unit) in enumerate((("fp_", "FP"), ("ic_", "IC"), ("keffnet", "kEffNet")), start=1):
+    if name.startswith(prefix):
+      return dict(colour=COLOURS[i], group=unit)
+  return dict(colour=COLOURS[0], group="plain")
 
 
 def _point(e: Experiment, statistic: str, label: str, **style: str) -> Point:
@@ -123,6 +133,8 @@ def training_curves(experiments: Sequence[Experiment]) -> Figure | None:
   axes.plot([], [], color="0.4", linewidth=0.7, linestyle=STYLES[1], label="training images")
   _small(axes)
   figure.legend(loc="outside upper center", ncols=2, fontsize=6.5, frameon=False, handlelength=2)
+  if any(len(e.runs) > 1 for e in experiments):
+    figure.supxlabel("lines: means; bands: from the lowest to the highest seed", fontsize=6, color="0.3")
   return figure
 
 

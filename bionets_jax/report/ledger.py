@@ -1,5 +1,6 @@
 """Experiments: runs that differ in nothing but the seed, with mean and deviation."""
 
+import collections
 import dataclasses
 import json
 import os
@@ -21,6 +22,16 @@ from bionets_jax.training.config import (
 STATISTICS = {"best": "lowest", "last": "last", "test": "test"}
 # Beside NOT_THE_RUN: which runs there are, and how many at a time.
 _NOT_THE_EXPERIMENT = (*NOT_THE_RUN, "seed", "seeds", "side_by_side")
+
+
+class What(NamedTuple):
+  """What was evaluated; '' where the file does not say."""
+
+  data: str
+  split: str
+  transform: str
+  average: str
+  examples: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +96,9 @@ class Experiment:
     """The values of a key of the summaries, each once, in the order of the seeds."""
     return list(dict.fromkeys(run.summary.get(key) or "" for run in self.runs))
 
-  def evaluations(self) -> dict[tuple[str, str, str, str], list[dict[str, Any]]]:
-    """(data, split, transform, average over crops) -> one evaluation for each run that has it."""
-    out: dict[tuple[str, str, str, str], list[dict[str, Any]]] = {}
+  def evaluations(self) -> dict[What, list[dict[str, Any]]]:
+    """What was evaluated -> one evaluation for each run that has it."""
+    out: dict[What, list[dict[str, Any]]] = {}
     for run in self.runs:
       for key, e in _by_what(run).items():
         out.setdefault(key, []).append(e)
@@ -98,8 +109,8 @@ class Experiment:
     split = run.config.get("data", {}).get(f"{which}_split")
     examples = (run.summary.get("inputs") or {}).get(f"{which}_examples")
     average = run.config.get("crop_average", "softmax")
-    fitting = [(key[3] not in ("", average), e) for key, e in _by_what(run).items()
-               if "ten_crop" in key[2] and key[0] in ("", self.data) and key[1] in ("", split)
+    fitting = [(what.average not in ("", average), e) for what, e in _by_what(run).items()
+               if "ten_crop" in what.transform and what.data in ("", self.data) and what.split in ("", split)
                and e.get("examples", examples) == examples]
     return min(fitting, key=lambda pair: pair[0])[1] if fitting else {}
 
@@ -132,14 +143,15 @@ def read(workdirs: Iterable[str]) -> Ledger:
   """
   found = find(workdirs)
   groups: dict[str, dict[int | None, Run]] = {}
+  left_out: dict[tuple[str, str], list[str]] = {}
   for run in found.runs:
     group = groups.setdefault(_key(run), {})
-    if run.seed in group:
-      same = _numbers(run) == _numbers(group[run.seed])
-      found.warnings.append((run.workdir, f"left out: {'a copy of' if same else 'has the seed of'} "
-                                          f"{group[run.seed].workdir}"))
-    else:
-      group[run.seed] = run
+    counted = group.setdefault(run.seed, run)
+    if counted is not run:
+      same = "copies of those" if _numbers(run) == _numbers(counted) else "other runs than those"
+      left_out.setdefault((run.label, f"{same} in {counted.label}"), []).append(str(run.seed))
+  found.warnings += [(label, f"seed {', '.join(seeds)} left out: {what}, which count")
+                     for (label, what), seeds in left_out.items()]
   config_of = {key: _plain(next(iter(group.values()))) for key, group in groups.items()}
   waiting = {key: tuple(run for run in found.unfinished if run.config and _plain(run) == config)
              for key, config in config_of.items()}
@@ -171,9 +183,9 @@ def _numbers(run: Run) -> list[Any]:
   return [run.summary.get(key) for key in ("last", "best", "test", "train_seconds")]
 
 
-def _by_what(run: Run) -> dict[tuple[str, str, str, str], dict[str, Any]]:
-  keys = ("data", "split", "transform", "crop_average")
-  return {tuple(str(e.get(k) or "") for k in keys): e for e in run.evaluations}
+def _by_what(run: Run) -> dict[What, dict[str, Any]]:
+  keys = ("data", "split", "transform", "crop_average", "examples")
+  return {What(*(str(e.get(key) or "") for key in keys)): e for e in run.evaluations}
 
 
 def _common(labels: Sequence[str]) -> str:
@@ -186,21 +198,20 @@ def _common(labels: Sequence[str]) -> str:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-  """The ends of the paths, as long as it takes to tell them apart."""
-  parts = [[p for p in path.split(os.sep) if p] or [path] for path in paths]
-  lengths = [1] * len(paths)
+  """The ends of the paths, as long as it takes to tell them apart; a second one of a path gets a number."""
+  parts = {path: [part for part in path.split(os.sep) if part] for path in paths}
+  length = dict.fromkeys(parts, 1)
   def ends():
-    return ["/".join(p[-n:]) for p, n in zip(parts, lengths, strict=True)]
+    return {path: "/".join(parts[path][-n:]) for path, n in length.items()}
   while True:
-    now = ends()
-    longer = [n + 1 if now.count(end) > 1 and n < len(p) else n
-              for n, end, p in zip(lengths, now, parts, strict=True)]
-    if longer == lengths:
+    taken = collections.Counter(ends().values())
+    longer = {path: n + (taken[ends()[path]] > 1 and n < len(parts[path])) for path, n in length.items()}
+    if longer == length:
       break
-    lengths = longer
-  taken: dict[str, int] = {}
-  for i, name in enumerate(now):  # two experiments in one folder
-    taken[name] = taken.get(name, 0) + 1
-    if taken[name] > 1:
-      now[i] = f"{name} ({taken[name]})"
-  return now
+    length = longer
+  seen: collections.Counter[str] = collections.Counter()
+  out = []
+  for path in paths:
+    seen[path] += 1
+    out.append(ends()[path] + (f" ({seen[path]})" if seen[path] > 1 else ""))
+  return out

@@ -15,9 +15,9 @@ from bionets_jax.training.clock import readable
 
 READING = (
     "Errors in per cent: mean ± sample standard deviation (number of seeds). 'last' is after the last step; "
-    "'lowest' the lowest over the epochs, chosen on the images that it is measured on; 'test' of a split that "
-    "was looked at once. 'ours' is the one of them that the paper reports, as 'compared' says. Hours are those "
-    "of training, for one run.")
+    "'lowest' the lowest over the epochs, chosen on the images that it is measured on; 'test' of a split "
+    "that was looked at once. 'ours' is the one of them that the paper reports, as 'compared' says. Hours "
+    "are those of training, for one run.")
 _ALWAYS_TOP5 = 100  # classes; with fewer, top-5 errors are shown only where a paper gives them
 _LEFT = {"experiment", "paper's row", "compared", "data", "device", "commit"}
 
@@ -66,7 +66,8 @@ def _cells(e: Experiment) -> dict[str, str]:
       "10-crop top-5": _show(e.crops("top5_error")) if top5 else "",
       "parameters": f"{summary['parameters']:,}", "MACs": _count(summary["macs"]),
       "epochs": f"{summary['epochs']:g}", "data": e.data, "device": _list(e.distinct("devices")),
-      "hours": _hours(e), "commit": _list(str(c)[:7] + "+" * str(c).endswith("+") for c in e.distinct("commit"))}
+      "hours": _hours(e),
+      "commit": _list(str(c)[:7] + "+" * str(c).endswith("+") for c in e.distinct("commit"))}
 
 
 def as_text(ledger: Ledger, now: float | None = None) -> str:
@@ -168,12 +169,12 @@ def _evaluations(experiments: Iterable[Experiment]) -> list[list[str]]:
   """Rows for what `python -m bionets_jax.evaluate` left, with a header; [] for nothing."""
   rows = []
   for e in experiments:
-    for (data, split, transform, average), found in sorted(e.evaluations().items()):
+    for what, found in sorted(e.evaluations().items()):
       cells = [_show(Spread.of([x[k] for x in found if isinstance(x.get(k), int | float)]))
                for k in ("top1_error", "top5_error")]
-      examples = _list(f"{x['examples']:,}" for x in found if isinstance(x.get("examples"), int))
-      rows.append([cell or "-" for cell in (e.name, data, split, transform, average, examples, *cells)])
-  header = ["experiment", "data", "split", "transform", "average of crops", "images", "top-1", "top-5"]
+      seeds = f"{len(found)} of {len(e.runs)}"
+      rows.append([cell or "-" for cell in (e.name, *what, seeds, *cells)])
+  header = ["experiment", "data", "split", "transform", "average", "images", "seeds", "top-1", "top-5"]
   return [header, *rows] if rows else []
 
 

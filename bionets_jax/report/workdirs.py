@@ -31,7 +31,7 @@ class Run:
     seed: None if neither summary, config nor folder names one.
     summary: what summary.json holds; {} if it has not finished.
     config: what config.json holds; {} if there is none.
-    evaluations: of `python -m bionets_jax.evaluate`, in the order of their names.
+    evaluations: of `python -m bionets_jax.evaluate`, in the order of their names; see `_evaluation`.
     caveats: texts of the caveat.txt in its folder and those above.
   """
 
@@ -83,6 +83,7 @@ def find(folders: Iterable[str]) -> Found:
   """
   found = Found()
   seen: set[str] = set()
+  inside: dict[str, tuple[Any, str]] = {}  # workdir -> summary, and where that is, in a sweep's or study's
   for top in folders:
     if not os.path.isdir(top):
       raise FileNotFoundError(f"there is no folder {top}")
@@ -92,26 +93,28 @@ def find(folders: Iterable[str]) -> Found:
         continue
       seen.add(folder)
       if "summary.json" in files:
-        _read_summary(folder, found)
+        _read_summary(folder, found, inside)
       elif "config.json" in files:
         config = _load(os.path.join(folder, "config.json"), found)
         if _is_config(config):
           found.unfinished.append(_make_run(folder, {}, config, found))
         elif config is not None:
           found.warnings.append((os.path.join(folder, "config.json"), "not the config of a run"))
+  for workdir, (summary, where) in inside.items():
+    # Its own folder tells more, also that it was begun again.
+    if not any(os.path.exists(os.path.join(workdir, n)) for n in ("summary.json", "config.json")):
+      _add(workdir, summary, where, found)
   return found
 
 
-def _read_summary(folder: str, found: Found) -> None:
+def _read_summary(folder: str, found: Found, inside: dict[str, tuple[Any, str]]) -> None:
   path = os.path.join(folder, "summary.json")
   content = _load(path, found)
   if content is None:
     return
   if nested := dict(_nested(folder, content)):
     for workdir, summary in nested.items():
-      # Its own folder, where there is one, is read when the walk comes there.
-      if not any(os.path.exists(os.path.join(workdir, n)) for n in ("summary.json", "config.json")):
-        _add(workdir, summary, f"{path}, {os.path.relpath(workdir, folder)}", found)
+      inside.setdefault(workdir, (summary, f"{path}, {os.path.relpath(workdir, folder)}"))
     return
   _add(folder, content, path, found)
 
@@ -166,11 +169,24 @@ def _make_run(workdir: str, summary: dict, config: dict, found: Found) -> Run:
   evaluations = []
   for name in sorted(n for n in _names(folder) if n.endswith(".json")):
     content = _load(os.path.join(folder, name), found)
-    if isinstance(content, dict) and is_number(content.get("top1_error")):
-      evaluations.append(content | {"file": os.path.join(folder, name)})
+    if evaluation := _evaluation(content):
+      evaluations.append(evaluation | {"file": os.path.join(folder, name)})
     elif content is not None:
       found.warnings.append((os.path.join(folder, name), "not an evaluation: it has no top1_error"))
   return Run(workdir, seed, summary, config, tuple(evaluations), tuple(_caveats(workdir)))
+
+
+def _evaluation(content: Any) -> dict[str, Any] | None:
+  """With `data`, `split` and `transform` as text and the errors of clean images, all beside each other."""
+  if not isinstance(content, dict):
+    return None
+  data, clean = content.get("data"), content.get("clean")
+  flat = dict(content)
+  if isinstance(data, dict):
+    flat |= {k: data.get(k) for k in ("split", "transform", "location")} | {"data": data.get("name")}
+  if isinstance(clean, dict):
+    flat |= clean
+  return flat if is_number(flat.get("top1_error")) else None
 
 
 def _caveats(folder: str) -> Iterator[str]:

@@ -1,0 +1,163 @@
+"""What the command line asks for: data and weights together, measured, printed and written."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax
+import jax
+
+import bionets_jax
+from bionets_jax.evaluate import robustness
+from bionets_jax.evaluate.examples import Annotated, Examples, check_classes, file_stem
+from bionets_jax.evaluate.network import Weights, make_task, read_weights
+from bionets_jax.evaluate.real_labels import RealLabels, RealTask, read_real_labels, real_error
+from bionets_jax.training import evaluation
+from bionets_jax.training.devices import describe_devices, make_mesh, replicated
+from bionets_jax.training.side_by_side import over_runs
+from bionets_jax.training.state import make_eval_step
+from bionets_jax.training.summary import show, source_version, write_json
+from bionets_jax.training.tasks import CROP_AVERAGES
+
+
+def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) -> dict[str, Any]:
+  """Evaluates, and writes NAME.json.
+
+  Args:
+    options: see `command_line.parse`.
+    say: told of the progress and the result.
+
+  Returns:
+    What the file holds.
+
+  Raises:
+    ValueError, OSError, RuntimeError: saying what is wrong with which option.
+  """
+  levels = {kind: robustness.KINDS[kind].levels if given is None else given
+            for kind, given in options.disturbances.items()}
+  levels = {kind: given for kind, given in levels.items() if given}
+  for kind, given in levels.items():
+    robustness.check_levels(kind, given)
+  found = read_weights(options.weights, options.model)
+  mesh = make_mesh()
+  data = which_data(options, found)
+  config = found.config
+  batch_size = options.batch_size or config.get("eval_batch_size") or config.get("batch_size") or 256
+  if not options.batch_size:
+    batch_size = -(-batch_size // mesh.size) * mesh.size
+  examples = Examples(
+      data["name"], data["split"], data["dir"], data["transform"], limit=options.limit,
+      batch_size=batch_size, workers=options.workers, mesh=mesh)
+  check_classes(found.class_names, examples.source, found.path)
+  if levels and examples.crops > 1:
+    raise ValueError(f"--transform={data['transform']!r} makes {examples.crops} crops of an image; disturbed "
+                     "images are for one: end in center_crop")
+  crop_average = options.crop_average or config.get("crop_average") or CROP_AVERAGES[0]
+  task, *variables, dtype = make_task(
+      found, num_classes=examples.source.num_classes, image_shape=examples.image_shape,
+      dtype=options.dtype or config.get("dtype") or "auto", crop_average=crop_average)
+  where = (f"{found.model}, {examples.source.name} {examples.source.split}, {len(examples):,} images"
+           + (f" of {examples.crops} crops" if examples.crops > 1 else ""))
+  say(f"{where}, on {describe_devices(mesh)}, {dtype}")
+
+  variables = jax.device_put(tuple(variables), replicated(mesh))
+  measure = _disturbed if levels else _clean
+  results = measure(task, variables, examples, levels, options, say)
+  folder = options.out or os.path.join(os.path.dirname(found.path), "evaluations")
+  name = options.name or default_name(options, data, levels)
+  path = os.path.join(folder, f"{name}.json")
+  content = {
+      "model": found.model, "weights": os.path.abspath(found.path),
+      "data": {**data, "split": examples.source.split, "location": examples.source.location},
+      "examples": len(examples), "crops": examples.crops,
+      **({"crop_average": crop_average} if examples.crops > 1 else {}),
+      **({"seed": options.seed} if "noise" in levels else {}),
+      **({"real_labels": os.path.abspath(options.real_labels)} if options.real_labels else {}),
+      **results, "batch_size": batch_size, "dtype": dtype, "devices": describe_devices(mesh),
+      "versions": {"bionets_jax": bionets_jax.__version__, "jax": jax.__version__, "flax": flax.__version__},
+      "commit": source_version()}
+  os.makedirs(folder, exist_ok=True)
+  write_json(path, content)
+  if levels:
+    from bionets_jax.evaluate.figure import plot
+    say(robustness.as_text(results))
+    plot(results, f"{path.removesuffix('.json')}.png", where)
+    say(f"written to {path} and .png")
+  else:
+    say(f"{where}: {_in_words(results['clean'])}")
+    say(f"written to {path}")
+  return content
+
+
+def which_data(options: argparse.Namespace, found: Weights) -> dict[str, str]:
+  """The data set's name, dir, split and transform: the options', and what they leave out as in the run.
+
+  Raises:
+    ValueError: naming the option that is missing.
+  """
+  run = found.config.get("data", {})
+  name = options.data or run.get("name", "")
+  if not name:
+    raise ValueError(f"{found.path} does not say which data it was trained on; give --data=NAME and --split")
+  tested = "test" if run.get("test_split") else "eval"
+  # Another set has its own names of splits; but the network's input stays what it was.
+  split = options.split or (run.get(f"{tested}_split", "") if name == run.get("name") else "")
+  if not split:
+    raise ValueError(f"--data={name}: give its --split too")
+  transform = options.transform
+  if transform is None:
+    transform = run.get(f"{tested}_transform", "")
+  folder = options.data_dir
+  if folder is None:
+    folder = run.get("dir", "")
+  return {"name": name, "dir": folder, "split": split, "transform": transform}
+
+
+def default_name(options: argparse.Namespace, data: Mapping[str, str], levels: Mapping[str, Any]) -> str:
+  """A name that tells evaluations apart: 'cifar10-test-jpeg' or 'imagenet_v2-matched-frequency-test'."""
+  parts = [data["name"], data["split"]]
+  if options.transform is not None:
+    parts.append(data["transform"] or "as-it-is")
+  if options.crop_average:
+    parts.append(options.crop_average)
+  if options.limit:
+    parts.append(f"first {options.limit}")
+  if options.real_labels:
+    parts.append("real")
+  if options.robustness:
+    parts.append("robustness")
+  elif levels:
+    parts += levels
+  return "-".join(map(file_stem, parts))
+
+
+def _clean(task, variables, examples, levels, options, say) -> dict[str, Any]:
+  del levels
+  batches, measured = None, task
+  if options.real_labels:
+    labels = RealLabels(
+        read_real_labels(options.real_labels, examples.source.num_classes), examples.source)
+    labels.rows(examples.rows(0)[:1])  # whether these are its images, before anything is computed
+    batches = Annotated(examples.batches(), lambda step: {"real": labels.rows(examples.rows(step))})
+    measured = RealTask(task)
+  eval_step = jax.jit(over_runs(make_eval_step(measured), (0, 0, 0)))
+  (values,) = evaluation.evaluate(
+      eval_step, variables, [batches or examples.batches()], len(examples), say)
+  return {"clean": real_error(values, len(examples)) if options.real_labels else values}
+
+
+def _disturbed(task, variables, examples, levels, options, say) -> dict[str, Any]:
+  batches = Annotated(
+      examples.batches(), lambda step: {"index": examples.rows(step).astype("int32")})
+  step = robustness.RobustnessStep(task, levels, options.seed)
+  (values,) = evaluation.evaluate(step, variables, [batches], len(examples), say)
+  return robustness.by_kind(values, levels)
+
+
+def _in_words(values: Mapping[str, float]) -> str:
+  counted = {k: v for k, v in values.items() if k != "real_examples"}
+  text = show(counted)
+  if "real_examples" in values:
+    text += f" of {values['real_examples']:,} images that have such labels"
+  return text
