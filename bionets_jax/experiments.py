@@ -89,7 +89,7 @@ def _train(experiment: _Experiment, say: Callable[[str], None]) -> dict[str, Any
   runs = experiment.runs
   config = runs[0][0]
   automatic = not config.side_by_side
-  # On a CPU the gradient of a convolution that is mapped over runs takes many times that of one for each.
+  # On a CPU the gradient of a convolution that is mapped over runs takes several times what they take singly.
   size = config.side_by_side or (1 if jax.default_backend() == "cpu" else len(runs))
   results, left = [], list(runs)
   while left:

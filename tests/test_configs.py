@@ -6,12 +6,15 @@ import pathlib
 import re
 import signal
 
+import jax
 import pytest
 
 import bionets_jax as bn
 from bionets_jax import experiments
 from bionets_jax.report.paper_rows import PAPERS
+from bionets_jax.training import setup
 from bionets_jax.training.config import batch_norm_groups, duration_in_steps, flatten
+from bionets_jax.training.devices import make_mesh
 from bionets_jax.training.loop import Interrupted
 from bionets_jax.training.setup import check_values, model_options
 from configs import common
@@ -255,7 +258,9 @@ SMOKE = [("cifar10_short", "1"), ("fp_resnet_cifar10", "resnet32,011"), ("fp_res
 
 
 @pytest.mark.parametrize("name,argument", SMOKE)
-def test_smoke_variants_train_stop_go_on_and_are_evaluated(name, argument, tmp_path):
+def test_smoke_variants_train_stop_go_on_and_are_evaluated(name, argument, tmp_path, monkeypatch):
+  # One device: a program for four takes longer to compile, and tests/test_training.py compares the two.
+  monkeypatch.setattr(setup, "make_mesh", lambda devices: make_mesh(jax.devices()[:1]))
   config = get(name, f"{argument},smoke")
   last = list(runs_of(config))[-1]
   workdir, said = str(tmp_path / "run"), []

@@ -34,6 +34,7 @@ def golden():
 # Keras' ImageDataGenerator.
 
 
+@jax.jit
 def keras_affine(image, parameters):
   """`affine_map` with Keras' parameters: tx, the shift along the rows, moves columns there."""
   rotation, tx, ty, shear, zoom_x, zoom_y = parameters
@@ -44,7 +45,7 @@ def keras_affine(image, parameters):
 def test_affine_equals_keras(golden):
   picture = golden_picture(24, 24)
   parameters = golden["affine/parameters"]
-  ours = jax.jit(jax.vmap(keras_affine, (None, 0)))(picture, parameters)
+  ours = jax.vmap(keras_affine, (None, 0))(picture, parameters)
   np.testing.assert_array_equal(ours[0], picture)
   np.testing.assert_allclose(ours, golden["affine/images"], atol=0.01)  # of 255 levels
 
@@ -53,7 +54,7 @@ def test_affine_then_channel_shift_then_flip_is_keras_order(golden):
   picture = golden_picture(24, 24)
   for parameters, expected in zip(
       golden["generator/parameters"], golden["generator/images"], strict=True):
-    ours = channel_shift(keras_affine(jnp.asarray(picture), parameters[:6]), parameters[6])
+    ours = channel_shift(keras_affine(picture, parameters[:6]), parameters[6])
     ours = ours[:, ::-1] if parameters[7] else ours
     np.testing.assert_allclose(ours, expected, atol=0.01)
 
@@ -62,7 +63,7 @@ def test_affine_of_an_image_that_is_not_square_turns_about_its_centre():
   image = np.zeros((5, 9, 1), np.uint8)
   image[2, 4] = 200
   image[2, 6] = 100
-  turned = np.asarray(affine_map(jnp.asarray(image), 90.0, 0.0, 0.0, 0.0, 1.0, 1.0))[..., 0]
+  turned = np.asarray(jax.jit(affine_map)(image, 90.0, 0.0, 0.0, 0.0, 1.0, 1.0))[..., 0]
   expected = np.zeros((5, 9))
   expected[2, 4] = 200
   expected[0, 4] = 100  # what was two to the right is two above: y points down
@@ -73,7 +74,8 @@ def test_parameters_are_drawn_from_the_whole_of_their_ranges(monkeypatch):
   transform = Affine(20, 0.3, 0.7, 1.3, 0.2)
   monkeypatch.setattr(
       "bionets_jax.data.device_transforms.affine_map", lambda image, *p: jnp.stack(p))
-  drawn = np.asarray(jax.vmap(lambda key: transform(None, key))(jax.random.split(jax.random.key(0), 4000)))
+  keys = jax.random.split(jax.random.key(0), 4000)
+  drawn = np.asarray(jax.jit(jax.vmap(lambda key: transform(None, key)))(keys))
   low, high = np.array([-20, -0.3, -0.3, -0.2, 0.7, 0.7]), np.array([20, 0.3, 0.3, 0.2, 1.3, 1.3])
   span = high - low
   assert (drawn >= low).all() and (drawn <= high).all()
@@ -219,17 +221,18 @@ def test_rand_augment_draws_every_operation_both_ways():
 
 def test_rand_augment_on_the_device_applies_operations_in_turn():
   picture = golden_picture(33, 40)
-  keys = jax.random.split(jax.random.key(0), 48)
+  keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), 48)
   transform = device_rand_augment.RandAugment(2, 9)
   ours = jax.jit(jax.vmap(lambda key: transform(jnp.asarray(picture), key)))(keys)
   assert ours.dtype == jnp.uint8
   drawn = {name: 0 for name in rand_augment.OPERATIONS}
   far = 0
-  for key, image in zip(keys, np.asarray(ours), strict=True):
-    which, direction = jax.random.split(key)
+  which, direction = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+  operations = np.asarray(jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 14))(which))
+  signs = np.asarray(jax.vmap(lambda key: jax.random.bernoulli(key, shape=(2,)))(direction))
+  for image, pair, both in zip(np.asarray(ours), operations, signs, strict=True):
     expected = Image.fromarray(picture)
-    for i, backwards in zip(jax.random.randint(which, (2,), 0, 14),
-                            jax.random.bernoulli(direction, shape=(2,)), strict=True):
+    for i, backwards in zip(pair, both, strict=True):
       name = rand_augment.OPERATIONS[int(i)]
       drawn[name] += 1
       amount = rand_augment.strength(name, 9, 33, 40)

@@ -1,3 +1,4 @@
+import io
 import itertools
 import multiprocessing
 import threading
@@ -163,6 +164,33 @@ def test_too_little_shared_memory_is_said_before_a_worker_dies(mesh, folder, mon
   streamed(mesh, folder, workers=0).train_batches().close()
 
 
+# Ten crops, written out with PIL.
+
+
+def ten_crops(image, side, crop):
+  """The ten crops of a PIL image whose shorter side becomes `side`: uint8 (10, crop, crop, 3)."""
+  width, height = image.size
+  if width <= height:
+    image = image.resize((side, int(side * height / width)), Image.Resampling.BILINEAR)
+  else:
+    image = image.resize((int(side * width / height), side), Image.Resampling.BILINEAR)
+  right, below = image.width - crop, image.height - crop
+  corners = [(0, 0), (right, 0), (0, below), (right, below), (round(right / 2), round(below / 2))]
+  views = [image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
+  return np.stack([
+      np.asarray(view.crop((x, y, x + crop, y + crop))) for view in views for x, y in corners])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ten_crops_of_a_folder(mesh, folder, workers):
+  pipeline = streamed(mesh, folder, eval_transform="resize(15)|ten_crop(13)", workers=workers)
+  assert pipeline.eval_image_shape == (10, 13, 13, 3)
+  source = open_source("folder", "val", str(folder))
+  images = np.concatenate([batch["image"] for batch in take(pipeline.eval_batches(), 9)])
+  for i in range(NUM_VAL):
+    np.testing.assert_array_equal(images[i], ten_crops(Image.open(source.read(i)[2]), 15, 13))
+
+
 # Real data, where there are any.
 
 
@@ -179,3 +207,16 @@ def test_imagenet_is_streamed(mesh):
   # Photographs, not noise or black: neighbours are alike.
   assert np.abs(np.diff(batch["image"].astype(float), axis=2)).mean() < 30
   assert batch["image"].std() > 20
+
+
+def test_ten_crops_of_imagenet(mesh):
+  pipeline = make_pipeline(
+      name="imagenet2012", dir=real_data(), train_split="train", eval_split="validation",
+      train_transform="random_resized_crop(224)", eval_transform="resize(256)|ten_crop(224)",
+      workers=0, batch_size=8, eval_batch_size=8, seed=0, mesh=mesh,
+  )
+  batch, = take(pipeline.eval_batches(), 1)
+  source = open_source("imagenet2012", "validation", real_data())
+  for i in range(8):
+    image = Image.open(io.BytesIO(source.read(i)[0])).convert("RGB")
+    np.testing.assert_array_equal(batch["image"][i], ten_crops(image, 256, 224))

@@ -12,10 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bionets_jax.data import rand_augment
-from bionets_jax.data.rand_augment import GEOMETRIC, OPERATIONS, source_matrix, strength
-
-# The operations that change levels; the others move pixels or do nothing.
-_LEVELS = tuple(name for name in OPERATIONS if name not in GEOMETRIC)
+from bionets_jax.data.levels import as_uint8
+from bionets_jax.data.rand_augment import BLENDED, GEOMETRIC, OPERATIONS, source_matrix, strength
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +36,7 @@ class RandAugment:
     which, direction = jax.random.split(key)
     operations = jax.random.randint(which, (self.count,), 0, len(OPERATIONS))
     backwards = jax.random.bernoulli(direction, shape=(self.count,))
+    image = as_uint8(image)
     for i in range(self.count):
       image = apply_operation(image, operations[i], self.magnitude, backwards[i])
     return image
@@ -57,32 +56,35 @@ def apply_operation(image, operation, magnitude, backwards):
   """
   height, width, _ = image.shape
   amount = {name: strength(name, magnitude, height, width) for name in OPERATIONS}
-  signs = np.array([1.0, -1.0])
-  # Batched, a switch computes all its branches. So what moves pixels is one gather for all, with a
-  # matrix that may be the identity.
+  signs = (1.0, -1.0)
+  backwards = backwards.astype(jnp.int32)
+  # Over a batch all operations are computed, and one is taken. So those that move pixels are one
+  # gather, with a matrix that may be the identity, and those that blend are one blend.
   matrices = np.array([
       [_fixed(source_matrix(name, sign * amount[name], height, width) if name in GEOMETRIC
               else (1, 0, 0, 0, 1, 0)) for sign in signs]
       for name in OPERATIONS
   ], np.int32)
-  image = _move(image, jnp.asarray(matrices)[operation, backwards.astype(jnp.int32)])
+  image = _move(image, jnp.asarray(matrices)[operation, backwards])
+  gray = _gray(image)
+  starts = {"Brightness": jnp.zeros_like(image), "Color": gray, "Contrast": _mean(gray),
+            "Sharpness": _smooth(image)}
+  start = _take(operation, starts, image)
+  factor = jnp.asarray([1.0 + sign * amount["Brightness"] for sign in signs], jnp.float32)[backwards]
+  return _take(operation, dict.fromkeys(BLENDED, _blend(start, image, factor)) | {
+      "Posterize": image & np.uint8(256 - 2 ** (8 - int(amount["Posterize"]))),
+      "Solarize": jnp.where(image < math.ceil(amount["Solarize"]), image, 255 - image),
+      "AutoContrast": _autocontrast(image),
+      "Equalize": _equalize(image),
+  }, image)
 
-  def factor(name):
-    return jnp.asarray(1.0 + signs * amount[name], jnp.float32)[backwards.astype(jnp.int32)]
 
-  levels = {
-      "Identity": lambda x: x,
-      "Brightness": lambda x: _blend(jnp.zeros_like(x), x, factor("Brightness")),
-      "Color": lambda x: _blend(_gray(x), x, factor("Color")),
-      "Contrast": lambda x: _blend(_mean(_gray(x)), x, factor("Contrast")),
-      "Sharpness": lambda x: _blend(_smooth(x), x, factor("Sharpness")),
-      "Posterize": lambda x: x & np.uint8(256 - 2 ** (8 - int(amount["Posterize"]))),
-      "Solarize": lambda x: jnp.where(x < math.ceil(amount["Solarize"]), x, 255 - x),
-      "AutoContrast": _autocontrast,
-      "Equalize": _equalize,
-  }
-  branch = np.array([_LEVELS.index(name) if name in _LEVELS else 0 for name in OPERATIONS])
-  return jax.lax.switch(jnp.asarray(branch)[operation], [levels[name] for name in _LEVELS], image)
+def _take(operation, results, otherwise):
+  """The result of the operation that was drawn, `otherwise` if it has none here."""
+  names = list(results)
+  which = np.array([names.index(name) if name in results else len(names) for name in OPERATIONS])
+  return jax.lax.select_n(
+      jnp.asarray(which, jnp.int32)[operation], *results.values(), otherwise)
 
 
 def _fixed(matrix):

@@ -1,7 +1,7 @@
 """Augmentation of single examples on the device, for sets that live there.
 
 A transform is called with one image (h, w, c), uint8 or float32 in 0..255, and a key; what it
-returns is again one of the two. Rounding to uint8 comes once, at the end (`finish`).
+returns is again one of the two. Rounding to uint8 comes once, at the end.
 """
 
 import dataclasses
@@ -49,7 +49,9 @@ class Flip:
     return size
 
   def __call__(self, image, key):
-    return jnp.where(jax.random.bernoulli(key), image[:, ::-1], image)
+    # Taking columns: a choice between the image and its mirror would compute what comes before twice.
+    columns = jnp.arange(image.shape[1])
+    return image[:, jnp.where(jax.random.bernoulli(key), columns[::-1], columns)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +185,10 @@ def affine_map(image, rotation, shift_x, shift_y, shear, zoom_x, zoom_y):
 def channel_shift(image, shift):
   """Adds `shift`, in levels, and cuts to the image's own range; (h, w, c) to float32 (h, w, c)."""
   image = image.astype(jnp.float32)
-  return jnp.clip(image + shift, image.min(), image.max())
+  # In two steps and both at once: one reduction over everything would recompute all that comes before,
+  # twice and on CPU in one thread.
+  ends = jnp.stack([image.min(0), -image.max(0)]).min((1, 2))
+  return jnp.clip(image + shift, ends[0], -ends[1])
 
 
 DEVICE_TRANSFORMS = {
@@ -194,10 +199,3 @@ DEVICE_TRANSFORMS = {
     "rand_augment": RandAugment,
     "resize_to": ResizeTo,
 }
-
-
-def finish(image):
-  """Returns the image as uint8: float32 is rounded to the nearest level, 1/2 at most away."""
-  if image.dtype == jnp.uint8:
-    return image
-  return jnp.clip(jnp.round(image), 0, 255).astype(jnp.uint8)

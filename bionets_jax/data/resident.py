@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from bionets_jax.data.device_transforms import finish
+from bionets_jax.data.levels import as_uint8
 from bionets_jax.data.stream import checked_label, prepare
 
 
@@ -124,7 +124,7 @@ def _cut(transforms, images, labels, indices, epoch, seed):
       image = transform(image, jax.random.fold_in(example_key, position))
     real = index >= 0
     return {
-        "image": jnp.where(real, finish(image), 0),
+        "image": jnp.where(real, as_uint8(image), 0),
         "label": jnp.where(real, labels[index], 0),
         "mask": real.astype(jnp.float32),
     }

@@ -83,7 +83,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.error("--real-labels goes with undisturbed images; leave one of the two out")
   if os.path.basename(options.name) != options.name:
     parser.error(f"--name={options.name}: a name without folders; --out names the folder")
-  if not options.data and options.data_dir is None and not os.path.exists(options.weights):
+  if not os.path.exists(options.weights):
     parser.error(f"{options.weights}: no such file or directory")
   return options
 
@@ -111,8 +111,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-  """'90,50' -> (90.0, 50.0); '' is none."""
+  """'90,0.5' -> (90, 0.5); '' is none."""
   try:
-    return tuple(float(part) for part in text.split(",")) if text.strip() else ()
+    numbers = [float(part) for part in text.split(",")] if text.strip() else []
+    return tuple(int(number) if number.is_integer() else number for number in numbers)
   except ValueError as error:
     raise argparse.ArgumentTypeError(f"{text!r}: give numbers with commas between them") from error

@@ -84,8 +84,7 @@ class First(Source):
       raise ValueError(f"--limit={count}: give 1 or more")
     self._source = source
     self._count = min(count, len(source))
-    self.name, self.location = source.name, source.location
-    self.split = f"{source.split}, first {self._count:,}"
+    self.name, self.split, self.location = source.name, source.split, source.location
     self.class_names, self.image_shape = source.class_names, source.image_shape
 
   def __len__(self):

@@ -57,8 +57,8 @@ def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) ->
   task, *variables, dtype = make_task(
       found, num_classes=examples.source.num_classes, image_shape=examples.image_shape,
       dtype=options.dtype or config.get("dtype") or "auto", crop_average=crop_average)
-  where = (f"{found.model}, {examples.source.name} {examples.source.split}, {len(examples):,} images"
-           + (f" of {examples.crops} crops" if examples.crops > 1 else ""))
+  where = (f"{found.model}, {data['name']} {data['split']}, {'the first ' * bool(options.limit)}"
+           f"{len(examples):,} images" + (f" of {examples.crops} crops" if examples.crops > 1 else ""))
   say(f"{where}, on {describe_devices(mesh)}, {dtype}")
 
   variables = jax.device_put(tuple(variables), replicated(mesh))
@@ -69,7 +69,7 @@ def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) ->
   path = os.path.join(folder, f"{name}.json")
   content = {
       "model": found.model, "weights": os.path.abspath(found.path),
-      "data": {**data, "split": examples.source.split, "location": examples.source.location},
+      "data": {**data, "location": examples.source.location}, "limit": options.limit,
       "examples": len(examples), "crops": examples.crops,
       **({"crop_average": crop_average} if examples.crops > 1 else {}),
       **({"seed": options.seed} if "noise" in levels else {}),

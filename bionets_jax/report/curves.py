@@ -14,7 +14,9 @@ from bionets_jax.training.writer import read_metrics
 # Okabe and Ito's colours, told apart with any colour vision; line styles repeat the distinction.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+BANDS = "lines: means; bands: from the lowest to the highest seed"
 LOSS, TRAIN_ERROR, ERROR = "train/loss", "train/top1_error", "eval/top1_error"
+_MARKED = 50  # points that are told apart
 
 Workdirs = Mapping[str, str | Sequence[str]]
 
@@ -43,7 +45,7 @@ def plot_runs(workdirs: Workdirs, path: str, *, title: str = "") -> None:
     style = dict(color=COLOURS[i % len(COLOURS)], linestyle=STYLES[i // len(COLOURS) % len(STYLES)],
                  linewidth=1.6, label=_label(label, its_workdirs))
     draw(loss_axes, read_curve(its_workdirs, LOSS), **style)
-    draw(error_axes, read_curve(its_workdirs, ERROR), marker=".", **style)
+    draw(error_axes, read_curve(its_workdirs, ERROR), marked=True, **style)
   loss_axes.set(xlabel="epoch", ylabel="training loss", yscale="log")
   error_axes.set(xlabel="epoch", ylabel="top-1 error on held-out images (%)")
   error_axes.set_ylim(bottom=0)
@@ -53,6 +55,8 @@ def plot_runs(workdirs: Workdirs, path: str, *, title: str = "") -> None:
     error_axes.legend(frameon=False)
   if title:
     figure.suptitle(title)
+  if any(not isinstance(its, str) and len(its) > 1 for its in workdirs.values()):
+    figure.supxlabel(BANDS, fontsize=8, color="0.3")
   save(figure, path)
 
 
@@ -77,11 +81,12 @@ def read_curve(workdirs: str | Sequence[str], key: str) -> Curve | None:
   return Curve(epochs, values.mean(0), values.min(0), values.max(0))
 
 
-def draw(axes: Axes, curve: Curve | None, *, color: str, **style: Any) -> None:
-  """The mean as a line, the range as a band; nothing for None."""
+def draw(axes: Axes, curve: Curve | None, *, color: str, marked: bool = False, **style: Any) -> None:
+  """The mean as a line, `marked` with its points if these are few, the range as a band; nothing for None."""
   if curve is None:
     return
-  axes.plot(curve.epochs, curve.mean, color=color, **style)
+  marker = "." if marked and len(curve.epochs) <= _MARKED else None
+  axes.plot(curve.epochs, curve.mean, color=color, marker=marker, **style)
   if (curve.lowest < curve.highest).any():
     axes.fill_between(curve.epochs, curve.lowest, curve.highest, color=color, alpha=0.2, linewidth=0)
 

@@ -117,7 +117,7 @@ def training_curves(experiments: Sequence[Experiment]) -> Figure | None:
     if found is None:
       continue
     n = f" ({len(workdirs)} seeds)" if len(workdirs) > 1 else ""
-    curves.draw(axes, found, color=colour, linewidth=1.3, label=f"{e.name}{n}")
+    curves.draw(axes, found, color=colour, marked=True, linewidth=1.3, label=f"{e.name}{n}")
     train = curves.read_curve(workdirs, curves.TRAIN_ERROR)
     curves.draw(axes, train, color=colour, linewidth=0.7, linestyle=STYLES[1])
     for curve in (found, train):
@@ -134,7 +134,7 @@ def training_curves(experiments: Sequence[Experiment]) -> Figure | None:
   _small(axes)
   figure.legend(loc="outside upper center", ncols=2, fontsize=6.5, frameon=False, handlelength=2)
   if any(len(e.runs) > 1 for e in experiments):
-    figure.supxlabel("lines: means; bands: from the lowest to the highest seed", fontsize=6, color="0.3")
+    figure.supxlabel(curves.BANDS, fontsize=6, color="0.3")
   return figure
 
 

@@ -66,6 +66,7 @@ def scatter(points: Sequence[Point], *, title: str, ylabel: str) -> Figure:
   axes.tick_params(labelsize=7)
   axes.margins(x=0.24, y=0.14)  # for the labels
   axes.autoscale_view()
+  axes.set_xlim(left=max(axes.get_xlim()[0], 0))
   axes.autoscale(False)
   plain(axes)
   for group, colour in {p.group: p.colour for p in points if p.group}.items():

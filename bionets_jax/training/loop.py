@@ -137,16 +137,18 @@ def train_together(
     first = make_setup(left[0][0], devices)
     setups = [first] + [make_setup(config, devices, like=first) for config, _ in left[1:]]
     lead = jax.process_index() == 0
-    with contextlib.ExitStack() as locks:
+    with contextlib.ExitStack() as closing:
       if lead:
         for config, workdir in left:
           os.makedirs(workdir, exist_ok=True)
-          locks.enter_context(locked(workdir))
+          closing.enter_context(locked(workdir))
           write_json(os.path.join(workdir, "config.json"), config_lib.to_json(config))
       made = [_Run(config, workdir, setup, Checkpoints(workdir, config.keep_checkpoints),
                    {"train": 0.0, "total": 0.0, "last": {}, "best": {}, "inputs": setup.inputs()},
                    _Averages())
               for (config, workdir), setup in zip(left, setups, strict=True)]
+      for run in made:
+        closing.callback(run.checkpoints.close)
       for (_, workdir), result in zip(
           left, _train(made, lead=lead, say=say if lead else silent, must_fit=must_fit), strict=True):
         results[workdir] = result
@@ -198,13 +200,9 @@ def _train(
                          f"teacher are {run.memory['inputs']}; give the same ones, or another --workdir")
       run.memory |= memory
     say(f"resuming from step {step} of {setup.total_steps}")
-  if lead:
-    for run in runs:
-      run.checkpoints.forget_after(step)
-      run.writer = MetricWriter(run.workdir, step)
   state = placed(stack)(states) if count > 1 else states[0]
   apart = placed(functools.partial(unstack, count=count))
-  clock = Clock(runs[0].memory["train"], runs[0].memory["total"])
+  clock = Clock(count * runs[0].memory["train"], count * runs[0].memory["total"])
 
   # Compile -----------------------------------------------------------------------------------
   def one_step(state, frozen, batch, seed):
@@ -244,7 +242,7 @@ def _train(
 
   # Train -------------------------------------------------------------------------------------
   def save():
-    times = {"train": clock.train, "total": clock.total}
+    times = {"train": clock.train / count, "total": clock.total / count}  # each its share
     for run, own in zip(runs, apart(state) if count > 1 else [state], strict=True):
       run.checkpoints.save(step, own, run.memory | times)
 
@@ -281,6 +279,10 @@ def _train(
       if number % setup.log_every == 0 or number == setup.total_steps:
         _log(runs, say, clock, number)
 
+  if lead:
+    for run in runs:
+      run.checkpoints.forget_after(step)
+      run.writer = MetricWriter(run.workdir, step)
   batches = [run.setup.pipeline.train_batches(step) for run in runs]
   try:
     with StopRequest() as stop:
@@ -312,6 +314,8 @@ def _train(
             run.checkpoints.wait()
           say(f"stopped on request at step {step}, saved; run the same command again to go on")
           raise Interrupted(f"stopped at step {step} of {setup.total_steps}")
+      if not runs[0].memory["last"]:  # a run of no steps at all
+        evaluate_now()
       for run in runs:
         run.checkpoints.wait()
   finally:
@@ -319,11 +323,8 @@ def _train(
       b.close()
     for run in runs:
       run.writer.close()
-      run.checkpoints.close()
 
   # Finish ------------------------------------------------------------------------------------
-  if not runs[0].memory["last"]:  # a run of no steps at all
-    evaluate_now()
   if pipeline.num_test:
     found = evaluated(state.selected, [r.setup.pipeline.test_batches() for r in runs], pipeline.num_test)
     for run, values in zip(runs, found, strict=True):
