@@ -75,3 +75,8 @@ def readable(seconds: float) -> str:
   if days:
     return f"{days}d {hours:02}:{minutes:02}:{s:02}"
   return f"{hours}:{minutes:02}:{s:02}" if hours else f"{minutes}:{s:02}"
+
+
+def readable_rate(number: float) -> str:
+  """'12,345' or '0.123': three digits at least."""
+  return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"

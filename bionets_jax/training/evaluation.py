@@ -12,7 +12,7 @@ import numpy as np
 
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.checkpoints import Checkpoints
-from bionets_jax.training.clock import readable
+from bionets_jax.training.clock import readable, readable_rate
 from bionets_jax.training.devices import replicated
 from bionets_jax.training.setup import make_setup
 from bionets_jax.training.side_by_side import over_runs
@@ -59,7 +59,7 @@ def evaluate(
       if time.perf_counter() - told > 10 and sums:
         told, done = time.perf_counter(), sums["count"][0]
         rate = done / (told - started)
-        say(f"evaluated {done:,.0f} of {total:,} images, {rate:,.0f} img/s, "
+        say(f"evaluated {done:,.0f} of {total:,} images, {readable_rate(rate)} img/s, "
             f"left {readable((total - done) / max(rate, 1e-9))}")
   finally:
     for b in batches:

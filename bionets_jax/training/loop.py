@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bionets_jax.training import config as config_lib
 from bionets_jax.training import overview
 from bionets_jax.training.checkpoints import Checkpoints, abstract_like
-from bionets_jax.training.clock import Clock, readable
+from bionets_jax.training.clock import Clock, readable, readable_rate
 from bionets_jax.training.devices import (
   StopRequest,
   check_same_everywhere,
@@ -383,17 +383,13 @@ def _log(runs: list[_Run], say, clock: Clock, step: int) -> None:
   mean = _mean(found)
   shown = {k: mean[k] for k in ("loss", "top1_error", "distillation", "alpha") if k in mean}
   say(f"step {step:>6}  epoch {epoch:6.2f}  train {show(shown)}  lr {rate:.3g}  "
-      f"{_rate(rates['images_per_second'])} img/s  data wait {100 * rates['data_wait']:.0f} %  "
+      f"{readable_rate(rates['images_per_second'])} img/s  data wait {100 * rates['data_wait']:.0f} %  "
       f"left {readable(left)}")
 
 
 def _mean(of: list[dict[str, float]]) -> dict[str, float]:
   """Of several runs' metrics, for the console."""
   return {name: sum(values[name] for values in of) / len(of) for name in of[0] if name != "step"}
-
-
-def _rate(number: float) -> str:
-  return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _abstract_batch(setup: Setup, size: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -19,6 +19,7 @@ from bionets_jax.data.pipeline import Pipeline, make_pipeline
 from bionets_jax.models import create_model
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.devices import check_platform, make_mesh
+from bionets_jax.training.mixing import check_mixing
 from bionets_jax.training.optimizers import make_optimizer, make_schedule
 from bionets_jax.training.state import TrainState, make_init
 from bionets_jax.training.tasks import CROP_AVERAGES, Classification, WeakLogitDistillation
@@ -160,9 +161,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if config[key] not in words:
       raise ValueError(f"config.{key}={config[key]!r}: give {' or '.join(map(repr, words))}")
   check_seeds(config)
-  for key in ("mixup", "cutmix"):
-    if config[key] < 0:
-      raise ValueError(f"config.{key}={config[key]}: give 0 for none, or the parameter of a beta distribution")
+  check_mixing(config.mixup, config.cutmix)
   for key in ("ema_decay", "label_smoothing"):
     if not 0 <= config[key] < 1:
       raise ValueError(f"config.{key}={config[key]}: give a number from 0 to below 1")
