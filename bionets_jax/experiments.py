@@ -13,7 +13,7 @@ from bionets_jax.training.config import nearest
 from bionets_jax.training.evaluation import evaluate_workdir
 from bionets_jax.training.loop import NotTogether, silent, train, train_together
 from bionets_jax.training.setup import check_values
-from bionets_jax.training.summary import finished, sweep_summary, write_json
+from bionets_jax.training.summary import begun, finished, sweep_summary, write_json
 
 _STUDY_KEYS = ("title", "runs")
 
@@ -61,6 +61,8 @@ def run(
     found = {name: _evaluate(experiment, say) for name, experiment in experiments.items()}
     return found if study else found[""]
 
+  folders = study or experiments[""].several_seeds
+  _check_workdir(workdir, folders)
   summaries, worked = {}, False
   for number, (name, experiment) in enumerate(experiments.items(), start=1):
     if study:
@@ -76,7 +78,6 @@ def run(
       write_json(os.path.join(workdir, "summary.json"), summaries)
     plot_runs({names[name]: [folder for _, folder in experiment.runs]
                for name, experiment in experiments.items()}, _plot_path(workdir), title=title)
-  folders = study or experiments[""].several_seeds
   if folders:
     say(f"\n{title}\n{run_table({names[name]: summary for name, summary in summaries.items()})}\n")
   say(f"{'' if worked else 'This work was done already. '}Results in {workdir}: summary.json, "
@@ -155,6 +156,16 @@ def _teacher(weights: str, seed: int, earlier: dict[str, _Experiment]) -> str:
     raise ValueError(f"config.teacher.weights={weights!r} has no run of seed {seed}; it has those of "
                      f"{', '.join(map(str, folders))}")
   return folders[seed]
+
+
+def _check_workdir(workdir: str, folders: bool) -> None:
+  """Refuses to put the summary of several runs over that of one, or the reverse."""
+  if folders and begun(workdir):
+    raise ValueError(f"{workdir} holds a single run, and this config makes several; choose another --workdir")
+  there = [os.path.exists(os.path.join(workdir, name)) for name in ("summary.json", "config.json")]
+  if not folders and there == [True, False]:
+    raise ValueError(f"{workdir} holds several runs in folders of their own, and this config makes a single "
+                     "one; choose another --workdir")
 
 
 def _plot_path(workdir: str) -> str:

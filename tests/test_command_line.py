@@ -1,6 +1,5 @@
 """launch.py as its user meets it: in processes of its own."""
 
-import importlib.util
 import os
 import pathlib
 import signal
@@ -141,9 +140,9 @@ def test_eval_mode(config_file, whole):
     (("--config={tiny}", "--config.batch_size=many"), 2, "batch_size"),
     (("--config={tiny}", "--workdri=x"), 2, "workdri"),
     (("--config={tiny}", "--config.model.name=resnet_20"), 1, "did you mean"),
-    (("--config=configs/ic_resnet50_wld.py:51",), 2, "18, 34, 50, 50_b, 50_c"),
+    (("--config=configs/ic_resnet50_wld.py:51",), 2, "18 | 34 | 50 | 50_b | 50_c"),
     (("--config=configs/ic_resnet50_wld.py", "--config.teacher.weights=no.pth"), 1, "'no.pth': no such file"),
-    (("--config=configs/resnet_cifar10.py", "--config.data.dir=/nowhere"), 1,
+    (("--config=configs/fp_resnet_cifar10.py:resnet20", "--config.data.dir=/nowhere"), 1,
      "python -m bionets_jax.data.prepare cifar10"),
     (("--config={tiny}", "--distributed=here"), 1, "host:port,rank,count"),
     (("--config={tiny}", "--workdir={file}"), 1, "is a file"),
@@ -157,35 +156,3 @@ def test_mistakes_end_within_seconds_and_say_what_to_do(config_file, arguments, 
   assert time.perf_counter() - start_time < 30  # seconds when nothing else runs
   assert got == code, output
   assert expected in output and "Traceback" not in output
-
-
-CONFIGS = {
-    "quickstart": [""], "resnet_cifar10": ["", "resnet56", "ic_resnet20", "resnet20,smoke"],
-    "ic_resnet_imagenet": ["", "resnet18", "resnet34", "resnet50", "ic_resnet18", "ic_resnet34", "ic_resnet18,smoke"],
-    "ic_resnet50_wld": ["", "18", "34", "50", "50_b", "50_c", "50,smoke"]}
-
-
-def test_the_list_of_configs_is_whole():
-  assert {p.stem for p in (ROOT / "configs").glob("*.py")} == set(CONFIGS)
-
-
-@pytest.mark.parametrize("name,argument", [(n, a) for n, all_of in CONFIGS.items() for a in all_of])
-def test_every_config_is_valid(name, argument):
-  from bionets_jax import create_model
-  from bionets_jax.training.config import batch_norm_groups, duration_in_steps
-  from bionets_jax.training.setup import check_values, model_options
-  spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config(argument) if argument else module.get_config()
-  assert f"--config=configs/{name}.py" in module.__doc__
-  for one in config.runs.values() if "runs" in config else [config]:
-    check_values(one)
-    create_model(one.model.name, **model_options(one))
-    assert duration_in_steps(one.duration, 10, "duration") > 0
-    assert batch_norm_groups(one.batch_norm, (one.batch_size,), one.accumulate) == 1
-    # So that a number and a word can be given on the command line.
-    assert isinstance(one.model.options.get("alpha", ""), str)
-    assert ("alpha" in one.model.options) == one.model.name.startswith("ic_")
-  with pytest.raises((ValueError, TypeError)):
-    module.get_config("no such argument")

@@ -47,7 +47,7 @@ def test_affine_equals_keras(golden):
   parameters = golden["affine/parameters"]
   ours = jax.vmap(keras_affine, (None, 0))(picture, parameters)
   np.testing.assert_array_equal(ours[0], picture)
-  np.testing.assert_allclose(ours, golden["affine/images"], atol=0.01)  # of 255 levels
+  np.testing.assert_allclose(ours, golden["affine/images"], atol=1e-3)  # of 255 levels
 
 
 def test_affine_then_channel_shift_then_flip_is_keras_order(golden):
@@ -56,7 +56,7 @@ def test_affine_then_channel_shift_then_flip_is_keras_order(golden):
       golden["generator/parameters"], golden["generator/images"], strict=True):
     ours = channel_shift(keras_affine(picture, parameters[:6]), parameters[6])
     ours = ours[:, ::-1] if parameters[7] else ours
-    np.testing.assert_allclose(ours, expected, atol=0.01)
+    np.testing.assert_allclose(ours, expected, atol=1e-3)
 
 
 def test_affine_of_an_image_that_is_not_square_turns_about_its_centre():
@@ -196,7 +196,7 @@ def test_rand_augment_on_the_device_equals_torchvision(golden, mode):
     difference = np.abs(ours.astype(int) - expected)
     rounded = (*rand_augment.BLENDED, "AutoContrast")
     assert difference.max() <= (name in rounded), (name, magnitude, backwards, difference.max())
-    assert (difference > 0).mean() < 0.01, (name, magnitude, backwards)
+    assert (difference > 0).mean() < 0.005, (name, magnitude, backwards)
 
 
 def test_rand_augment_draws_every_operation_both_ways():

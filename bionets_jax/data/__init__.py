@@ -4,8 +4,8 @@
   open_source(name, split, dir)    one split with random access (sources.py)
   parse_transforms(text, table)    'random_resized_crop(224)|flip' (grammar.py)
 
-Worker processes import the modules below this package, so nothing is imported here until it
-is used, and only `pipeline.py` and `resident.py` import jax.
+Worker processes import `stream.py` and what reads and prepares examples on the host, without jax, so
+nothing is imported here until it is used.
 """
 
 import importlib
@@ -13,6 +13,7 @@ import importlib
 # public name -> module that holds it
 _LAZY = {
     "BatchPlan": "order",
+    "DEVICE_TRANSFORMS": "device_transforms",
     "EvalPlan": "order",
     "HOST_TRANSFORMS": "transforms",
     "Pipeline": "pipeline",

@@ -27,11 +27,9 @@ def finished(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] 
   Raises:
     ValueError: if the workdir belongs to a run of another config, naming what differs.
   """
+  if not begun(workdir):
+    return None
   path = os.path.join(workdir, "config.json")
-  begun = any(os.path.exists(os.path.join(workdir, n)) for n in ("summary.json", WEIGHT_FILE)) or any(
-      name.isdigit() for name in _names(os.path.join(workdir, "checkpoints")))
-  if not begun or not os.path.exists(path):
-    return None  # a run that has saved nothing owns nothing
   with open(path, encoding="utf-8") as file:
     stored = json.load(file)
   if changed := config_lib.differences(config, stored):
@@ -42,6 +40,13 @@ def finished(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] 
     return None
   with open(path, encoding="utf-8") as file:
     return json.load(file)
+
+
+def begun(workdir: str) -> bool:
+  """Whether `workdir` is a run's own. One that has saved nothing owns nothing."""
+  return os.path.exists(os.path.join(workdir, "config.json")) and (
+      any(os.path.exists(os.path.join(workdir, n)) for n in ("summary.json", WEIGHT_FILE))
+      or any(name.isdigit() for name in _names(os.path.join(workdir, "checkpoints"))))
 
 
 def _names(folder: str) -> list[str]:
