@@ -90,7 +90,7 @@ def _train(experiment: _Experiment, say: Callable[[str], None]) -> dict[str, Any
   runs = experiment.runs
   config = runs[0][0]
   automatic = not config.side_by_side
-  # On a CPU the gradient of a convolution that is mapped over runs takes several times what they take singly.
+  # On a CPU runs take longer together than apart (benchmarks/seeds_side_by_side.py).
   size = config.side_by_side or (1 if jax.default_backend() == "cpu" else len(runs))
   results, left = [], list(runs)
   while left:

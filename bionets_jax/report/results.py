@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from bionets_jax.report.ledger import STATISTICS, Experiment, Ledger, read
 from bionets_jax.report.spread import Spread
 from bionets_jax.report.table import aligned
-from bionets_jax.report.workdirs import Run
+from bionets_jax.report.workdirs import Run, is_number
 from bionets_jax.training.clock import readable
 
 READING = (
@@ -49,7 +49,8 @@ def make_table(experiments: Sequence[Experiment]) -> Table:
 
 def _cells(e: Experiment) -> dict[str, str]:
   paper, summary = e.paper, e.first
-  top5 = "top5_error" in paper or (summary.get("inputs") or {}).get("classes", 0) >= _ALWAYS_TOP5
+  classes = (summary.get("inputs") or {}).get("classes")
+  top5 = "top5_error" in paper or (is_number(classes) and classes >= _ALWAYS_TOP5)
   difference = e.difference()
   return {
       "experiment": e.name,

@@ -54,7 +54,7 @@ class Run:
 
   def progress(self) -> tuple[int, int | None, int | None]:
     """(last step that metrics.jsonl has, newest checkpoint if any, all steps if they can be told)."""
-    lines = [line for line in read_metrics(self.metrics) if line.get("step") and line.get("epoch")]
+    lines = [line for line in read_metrics(self.metrics) if is_number(line.get("step")) and line.get("epoch")]
     step = max((line["step"] for line in lines), default=0)
     saved = [int(name) for name in _names(os.path.join(self.workdir, "checkpoints")) if name.isdigit()]
     duration = self.config.get("duration", "")
@@ -159,6 +159,10 @@ def _problem(summary: Any) -> str:
   for key in ("parameters", "macs", "epochs"):
     if not is_number(summary.get(key)):
       return f"{key} is {summary.get(key)!r}, not a number"
+  for key, kind, what in (("model", str, "a text"), ("data", str, "a text"), ("paper", dict, "an object"),
+                          ("inputs", dict, "an object"), ("seed", int, "a whole number")):
+    if not isinstance(summary.get(key), kind | None):
+      return f"{key} is {summary[key]!r}, not {what}"
   return ""
 
 
@@ -203,7 +207,11 @@ def _caveats(folder: str) -> Iterator[str]:
 
 
 def _is_config(content: Any) -> bool:
-  return isinstance(content, dict) and "task" in content and isinstance(content.get("model"), dict)
+  if not isinstance(content, dict) or "task" not in content:
+    return False
+  model, data = content.get("model"), content.get("data", {})
+  return isinstance(model, dict) and isinstance(data, dict) and all(
+      isinstance(data.get(f"{split}_split", ""), str) for split in ("train", "eval", "test"))
 
 
 def is_number(value: Any) -> bool:

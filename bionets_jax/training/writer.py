@@ -76,7 +76,10 @@ def read_metrics(path: str) -> list[dict[str, Any]]:
   with open(path, encoding="utf-8") as file:
     for text in file:
       try:
-        lines.append(json.loads(text))
+        line = json.loads(text)
       except json.JSONDecodeError:
         break
+      if not isinstance(line, dict):
+        break
+      lines.append(line)
   return lines
