@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # cpu, cuda12, cuda13 or tpu
 JAX ?= cpu
+# Processes that share the files of tests
+TEST_PROCESSES ?= 2
 
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed-$(JAX)
@@ -16,7 +18,7 @@ quickstart: $(INSTALLED)
 
 test: quickstart $(INSTALLED_DEV)
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n $(TEST_PROCESSES) --dist=loadfile
 
 install: $(INSTALLED)
 

@@ -14,6 +14,7 @@ from bionets_jax.training.evaluation import evaluate_workdir
 from bionets_jax.training.loop import NotTogether, silent, train, train_together
 from bionets_jax.training.setup import check_values
 from bionets_jax.training.summary import begun, finished, sweep_summary, write_json
+from bionets_jax.training.teacher import check_teacher_path
 
 _STUDY_KEYS = ("title", "runs")
 
@@ -63,11 +64,14 @@ def run(
 
   folders = study or experiments[""].several_seeds
   _check_workdir(workdir, folders)
-  summaries, worked = {}, False
+  for name, experiment in experiments.items() if study else ():
+    _check_workdir(os.path.join(workdir, name), experiment.several_seeds)
+  # A folder that holds another run is an error before the first run starts, not when its turn comes.
+  done = [finished(*run) for experiment in experiments.values() for run in experiment.runs]
+  summaries = {}
   for number, (name, experiment) in enumerate(experiments.items(), start=1):
     if study:
       say(f"\n=== {config.title}: {name} ({number} of {len(experiments)}) ===")
-    worked = worked or any(finished(c, folder) is None for c, folder in experiment.runs)
     summaries[name] = _train(experiment, say)
     if lead and experiment.several_seeds:
       write_json(os.path.join(workdir, name, "summary.json"), summaries[name])
@@ -80,7 +84,7 @@ def run(
                for name, experiment in experiments.items()}, _plot_path(workdir), title=title)
   if folders:
     say(f"\n{title}\n{run_table({names[name]: summary for name, summary in summaries.items()})}\n")
-  say(f"{'' if worked else 'This work was done already. '}Results in {workdir}: summary.json, "
+  say(f"{'This work was done already. ' if all(done) else ''}Results in {workdir}: summary.json, "
       f"{_plot_path('.')[2:]}, " + ("and a folder for each run" if folders else "metrics.jsonl"))
   return summaries if study else summaries[""]
 
@@ -133,14 +137,17 @@ def _seeds(
 ) -> _Experiment:
   """One run for each seed, with 'run:NAME' replaced by the folder of the earlier run."""
   check_values(config)
+  weights = config.get("teacher", {}).get("weights", "")
   out = []
   for seed in config.seeds or [config.seed]:
     one = config.copy_and_resolve_references()
     one.seed, one.seeds = seed, ()
-    weights = config.get("teacher", {}).get("weights", "")
     if weights.startswith("run:"):
       one.teacher.weights = _teacher(weights, seed, earlier)
     out.append((one, os.path.join(workdir, f"seed_{seed}") if config.seeds else workdir))
+  if config.task == "wld" and not weights.startswith("run:") and any(
+      finished(one, folder) is None for one, folder in out):
+    check_teacher_path(weights)  # not only when the runs before it in a study are made
   return _Experiment(out, several_seeds=bool(config.seeds))
 
 

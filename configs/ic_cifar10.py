@@ -16,8 +16,8 @@ The argument names the network, or a study of several (with one seed, as far as 
     resnext29_2x64d       9,128,778   4.62
     ic_resnext29_2x64d    9,650,250   4.43
     table4               all twelve, one after the other
-    curves               vgg16 and ic_vgg16, whose training curves lie over each other, as the paper's do
-                         in Appendix B
+    curves               vgg16 and ic_vgg16, with their training curves in WORKDIR/plots; the paper has
+                         such curves in Appendix B, and its text does not say of which networks
 
     python launch.py --config=configs/ic_cifar10.py:ic_vgg16 --config.data.dir=DIR
 

@@ -10,8 +10,9 @@ The argument names the network; the paper's 1-crop and 10-crop top-1/top-5 error
     resnet50      25,557,032   23.85 /  7.13   22.85 / 6.71
     ic_resnet50   26,822,056   23.20 /  6.72   21.90 / 6.08
 
-or a study: `table1`, all six one after the other; `curves`, ResNet-18 and IC-ResNet-18, whose curves in
-WORKDIR/plots lie over each other as in Appendix B (`table1` plots all six).
+or a study: `table1`, all six one after the other; `curves`, ResNet-18 and IC-ResNet-18, with their training
+curves in WORKDIR/plots (`table1` plots all six). The paper has such curves in Appendix B; its text does not
+say of which networks.
 
     python launch.py --config=configs/ic_resnet_imagenet.py:ic_resnet50 --config.data.dir=DIR
     python -m bionets_jax.evaluate WORKDIR --transform='resize(256)|ten_crop(224)'

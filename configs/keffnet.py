@@ -39,8 +39,9 @@ sets it apart from `keffnet` is kConv alone.
 What differs from the authors' runs: their CIFAR-10 images had been enlarged to 128 pixels by a
 super-resolution network, whose files have no lasting public place; here the 32 pixels are enlarged to 224
 directly, by repetition. Their splits depend on the order of files on their disk; here they have the same
-sizes. Their arithmetic was mixed float16 with loss scaling, here --config.dtype=float16; the default is
-bfloat16 on accelerators and float32 on a CPU.
+sizes (CIFAR-10's validation images are the last tenth of the set, theirs were a tenth of each class). Their
+arithmetic was mixed float16 with loss scaling, here --config.dtype=float16; the default is bfloat16 on
+accelerators and float32 on a CPU.
 
 Smoke variant, a few steps of the same code without any data: ...py:pet,keffnet,smoke
 """

@@ -280,6 +280,16 @@ def test_what_cannot_be_evaluated(run, photos, tmp_path, capsys):
   (tmp_path / "seed_0").symlink_to(workdir)
   assert "several runs; give one of them: seed_0" in fails([str(tmp_path)], capsys)
   assert not (tmp_path / "evaluations").exists()
+  sweep = tmp_path / "study" / "net"
+  sweep.mkdir(parents=True)
+  (sweep / "seed_0").symlink_to(workdir)
+  assert "several runs; give one of them: net/seed_0" in fails([str(tmp_path / "study")], capsys)
+  damaged = tmp_path / "damaged"
+  damaged.mkdir()
+  (damaged / "weights.safetensors").write_bytes(pathlib.Path(weights).read_bytes())
+  for text in ("", "[1]"):
+    (damaged / "config.json").write_text(text)
+    assert f"{damaged}/config.json is damaged" in fails([str(damaged)], capsys)
 
 
 @pytest.mark.parametrize("arguments, message", [

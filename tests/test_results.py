@@ -131,6 +131,16 @@ def test_overlapping_workdirs_count_once(tmp_path):
   assert [run.seed for run in experiment.runs] == [0, 1, 2, 3] and not read.warnings
 
 
+def test_a_folder_of_links_is_read_and_a_circle_ends(tmp_path):
+  sweep = make_sweep(tmp_path / "elsewhere" / "pairs")
+  links = tmp_path / "links"
+  links.mkdir()
+  (links / "pairs").symlink_to(sweep, target_is_directory=True)
+  (links / "self").symlink_to(links, target_is_directory=True)
+  (sweep / "up").symlink_to(tmp_path, target_is_directory=True)
+  assert [run.seed for run in only(links).runs] == [0, 1, 2, 3]
+
+
 def test_a_seed_counts_once_and_the_second_is_named(tmp_path):
   make_sweep(tmp_path / "a")
   make_run(tmp_path / "b" / "seed_1", ERRORS[1], seed=1)
@@ -214,7 +224,8 @@ def test_a_caveat_above_the_runs_is_a_note_and_takes_the_difference(tmp_path, ca
 def test_remarks(tmp_path):
   make_sweep(tmp_path, ERRORS[:2], paper=TABLE_1 | {"note": "read off a figure"}, commit="0123456789ab+")
   make_run(tmp_path / "seed_1", 8.0, seed=1, paper=TABLE_1, dtype="float32", commit="ba9876543210")
-  write(tmp_path / "seed_2" / "config.json", make_config(2))
+  for folder, seed in (("seed_2", 2), ("again", 2), ("finished_elsewhere", 1)):
+    write(tmp_path / folder / "config.json", make_config(seed))
   experiment = only(tmp_path)
   assert experiment.departures == [] and experiment.difference() is not None
   assert experiment.remarks == [
@@ -403,3 +414,28 @@ def test_the_table_of_a_study_with_seeds():
 
 def test_aligned():
   assert aligned([["a", "bb"], ["ccc", "d"]], left=(0,)) == ["a    bb", "ccc   d"]
+
+
+@pytest.mark.parametrize("changes,words", [
+    (dict(seed=[0]), "seed"), (dict(paper="Table 1"), "paper"), (dict(inputs=3), "inputs"),
+    (dict(model=1), "model")])
+def test_a_foreign_summary_is_named_and_left_out(tmp_path, capsys, changes, words):
+  make_run(tmp_path / "good")
+  write(tmp_path / "odd" / "summary.json", make_summary() | changes)
+  status, out, err = report(capsys, tmp_path)
+  assert status == 0 and "good" in out and f"odd/summary.json: {words} is" in err
+
+
+def test_what_is_no_number_is_not_shown(tmp_path, capsys):
+  """The loss on held-out images may be infinite; classes and seconds of others may be anything."""
+  for seed, loss in enumerate((0.4, math.inf)):
+    run = make_run(tmp_path / f"seed_{seed}", seed=seed)
+    summary = make_summary(seed=seed, inputs=dict(classes="ten"), train_seconds="long")
+    summary["last"]["loss"] = loss
+    write(run / "summary.json", summary)
+  write(tmp_path / "begun" / "config.json", make_config())
+  write(tmp_path / "begun" / "metrics.jsonl", "[1]\n")
+  status, out, _ = report(capsys, tmp_path, f"--json={tmp_path}/out.json")
+  assert status == 0 and "Not finished" in out
+  (experiment,) = json.loads((tmp_path / "out.json").read_text())["experiments"]
+  assert "loss" not in experiment["last"] and experiment["last"]["top1_error"]["n"] == 2

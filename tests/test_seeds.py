@@ -12,8 +12,11 @@ from test_training import losses, weight_bytes
 from tiny import change, tiny_config, tiny_wld_config
 
 from bionets_jax import experiments
+from bionets_jax.training import loop
+from bionets_jax.training.checkpoints import Checkpoints
 from bionets_jax.training.loop import Interrupted, train
 from bionets_jax.training.side_by_side import over_runs, stack, unstack
+from bionets_jax.training.summary import sweep_summary
 
 
 def quiet(text):
@@ -132,3 +135,41 @@ def test_over_runs_is_the_function_of_each():
   for i, one in enumerate(unstack(out, 3)):
     np.testing.assert_array_equal(one["sum"], trees[i]["a"] * 2 + 10 * (i + 1))
   np.testing.assert_array_equal(add(stack(trees[:1]), 2, [10])["sum"], [10, 10, 10])
+
+
+def test_one_run_and_several_do_not_take_each_other_s_workdir(alone, swept, tmp_path):
+  with pytest.raises(ValueError, match="holds a single run"):
+    experiments.run(tiny_config(seeds=(0, 3)), alone[0], say=quiet)
+  with pytest.raises(ValueError, match="holds several runs"):
+    experiments.run(tiny_config(), swept[0], say=quiet)
+  (tmp_path / "net").symlink_to(alone[0])
+  study = type(tiny_config())(dict(title="one", runs=dict(net=tiny_config(seeds=(0, 3)))))
+  with pytest.raises(ValueError, match="net holds a single run"):
+    experiments.run(study, str(tmp_path), say=quiet)
+
+
+def test_a_workdir_of_another_run_is_an_error_before_the_first_run_starts(alone, tmp_path):
+  (tmp_path / "second").symlink_to(alone[0])
+  runs = dict(first=tiny_config(), second=tiny_config(batch_size=16))
+  with pytest.raises(ValueError, match="second holds another run(.|\n)*batch_size: 32 -> 16"):
+    experiments.run(type(runs["first"])(dict(title="two", runs=runs)), str(tmp_path), say=quiet)
+  assert not (tmp_path / "first").exists()
+
+
+def test_a_loss_that_is_not_finite_leaves_a_sweep_its_summary():
+  summary = dict.fromkeys(("model", "task", "data", "parameters", "macs", "epochs", "paper"))
+  summary |= dict(train_seconds=1.0, total_seconds=1.0)
+  of = {seed: summary | dict(last=dict(step=1, loss=loss, top1_error=90.0)) for seed, loss in
+        enumerate((1.0, float("inf")))}
+  last = sweep_summary(of)["last"]
+  assert last["loss"] == {"mean": float("inf"), "std": None, "n": 2} and last["top1_error"]["std"] == 0
+
+
+def test_every_process_forgets_what_was_saved_of_later_steps(tmp_path, monkeypatch):
+  """Orbax deletes in all processes together: the first one alone would wait for the others, or fail."""
+  forgotten = []
+  monkeypatch.setattr(Checkpoints, "forget_after", lambda self, step: forgotten.append(step))
+  train_as = loop._train
+  monkeypatch.setattr(loop, "_train", lambda runs, **options: train_as(runs, **options | {"lead": False}))
+  train(tiny_config(duration="0 steps"), str(tmp_path), say=quiet)
+  assert forgotten == [0] and not os.path.exists(f"{tmp_path}/metrics.jsonl")

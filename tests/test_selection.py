@@ -103,3 +103,18 @@ def test_crops_are_averaged_as_their_definitions_say():
   same = np.repeat(logits[:, :1], 10, 1)
   np.testing.assert_allclose(jax.nn.softmax(average_crops(jnp.asarray(same), "softmax")),
                              exponentials[:, 0] / exponentials[:, 0].sum(-1, keepdims=True), rtol=1e-5)
+
+
+def test_a_damaged_summary_is_named(best):
+  workdir, result = best
+  path = f"{workdir}/summary.json"
+  content = open(path, encoding="utf-8").read()
+  try:
+    open(path, "w", encoding="utf-8").close()
+    with pytest.raises(ValueError, match=r"run/summary.json is damaged"):
+      train(tiny_config(**WILD), workdir, say=quiet)
+    os.remove(path)
+    assert train(tiny_config(**WILD), workdir, say=quiet).summary["test"] == result.summary["test"]
+  finally:
+    with open(path, "w", encoding="utf-8") as file:
+      file.write(content)

@@ -1,7 +1,7 @@
 """A trained network for evaluation, from a workdir or a file, without its optimiser or teacher."""
 
 import dataclasses
-import json
+import glob
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +12,7 @@ from bionets_jax import weights
 from bionets_jax.counting import abstract_variables
 from bionets_jax.models import create_model
 from bionets_jax.training.setup import DTYPES, compute_dtype
+from bionets_jax.training.summary import read_json
 from bionets_jax.training.tasks import Classification
 from bionets_jax.training.teacher import WEIGHT_FILE
 from bionets_jax.weights.native import load_native
@@ -66,8 +67,7 @@ def read_weights(path: str, model: str = "") -> Weights:
   if os.path.basename(file) == WEIGHT_FILE:
     beside = os.path.join(os.path.dirname(file), "config.json")
     if os.path.isfile(beside):
-      with open(beside, encoding="utf-8") as stored:
-        config = json.load(stored)
+      config = read_json(beside)
   if model and not os.path.isdir(path) and not _is_ours(path):
     if not os.path.isfile(path):
       raise FileNotFoundError(f"{path}: no such file or directory")
@@ -140,6 +140,8 @@ def _why_none(path: str) -> str:
   inside = sorted(
       entry.name for entry in os.scandir(path)
       if entry.is_dir() and os.path.isfile(os.path.join(entry.path, WEIGHT_FILE)))
+  inside = inside or sorted(os.path.relpath(os.path.dirname(file), path)  # of a study, each run's seeds
+                            for file in glob.glob(os.path.join(glob.escape(path), "*", "*", WEIGHT_FILE)))
   if inside:
     return f"{path} holds several runs; give one of them: {', '.join(inside)}"
   if os.path.isfile(os.path.join(path, "config.json")):

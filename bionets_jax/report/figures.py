@@ -82,7 +82,7 @@ def _unit(e: Experiment) -> dict[str, str]:
 def _point(e: Experiment, statistic: str, label: str, **style: str) -> Point:
   published = e.paper.get("top1_error")
   same = published is not None and not e.departures and e.statistic == statistic
-  return Point(e.first["parameters"], e.spread(statistic), label, other=bool(e.departures),
+  return Point(e.first["parameters"], e.spread(statistic), label, other=bool(e.departures or not e.paper),
                published=(published, e.paper.get("top1_error_std")) if same else None, **style)
 
 

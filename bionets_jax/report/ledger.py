@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from bionets_jax.report import caveats
 from bionets_jax.report.spread import Spread
-from bionets_jax.report.workdirs import Run, find
+from bionets_jax.report.workdirs import Run, find, is_number
 from bionets_jax.training.config import (
   NOT_THE_RUN,
   classification_config,
@@ -41,7 +41,7 @@ class Experiment:
   Attributes:
     name: from the names of their folders.
     runs: at least one, each with another seed.
-    unfinished: runs of the same config that have not finished.
+    unfinished: runs of the same config that have not finished, of other seeds than those.
     departures: what keeps these runs from being those of the paper. Where there are any, no difference
       to the paper's number is taken.
     remarks: what else a reader should know.
@@ -70,14 +70,14 @@ class Experiment:
     return named if named in STATISTICS else "test" if "test" in self.first else "last"
 
   def spread(self, statistic: str, metric: str = "top1_error") -> Spread | None:
-    """Of a metric, in the paper's units (errors in per cent); None unless all runs have it."""
+    """Of a metric, in the paper's units (errors in per cent); None unless all runs have it, and finite."""
     values = [run.summary.get(statistic, {}).get(metric) for run in self.runs]
-    return None if None in values else Spread.of(values)
+    return Spread.of(values) if all(map(is_number, values)) else None
 
   def crops(self, metric: str = "top1_error") -> Spread | None:
     """The same of the averages over ten crops, once every run has been evaluated so."""
     values = [self._ten_crops(run).get(metric) for run in self.runs]
-    return None if None in values else Spread.of(values)
+    return Spread.of(values) if all(map(is_number, values)) else None
 
   def difference(self) -> float | None:
     """Ours minus the paper's top-1 error, in points; None where the two do not compare."""
@@ -153,11 +153,12 @@ def read(workdirs: Iterable[str]) -> Ledger:
   found.warnings += [(label, f"seed {', '.join(seeds)} left out: {what}, which count")
                      for (label, what), seeds in left_out.items()]
   config_of = {key: _plain(next(iter(group.values()))) for key, group in groups.items()}
-  waiting = {key: tuple(run for run in found.unfinished if run.config and _plain(run) == config)
+  waiting = {key: {run.seed: run for run in found.unfinished
+                   if run.config and _plain(run) == config and run.seed not in groups[key]}.values()
              for key, config in config_of.items()}
   names = _names([_common([run.label for run in group.values()]) for group in groups.values()])
   experiments = [
-      Experiment(name, tuple(sorted(group.values(), key=lambda run: run.seed or 0)), waiting[key])
+      Experiment(name, tuple(sorted(group.values(), key=lambda run: run.seed or 0)), tuple(waiting[key]))
       for name, (key, group) in zip(names, groups.items(), strict=True)]
   return Ledger(experiments, found.unfinished, found.warnings)
 

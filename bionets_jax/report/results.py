@@ -171,7 +171,7 @@ def _evaluations(experiments: Iterable[Experiment]) -> list[list[str]]:
   rows = []
   for e in experiments:
     for what, found in sorted(e.evaluations().items()):
-      cells = [_show(Spread.of([x[k] for x in found if isinstance(x.get(k), int | float)]))
+      cells = [_show(Spread.of([x[k] for x in found if is_number(x.get(k))]))
                for k in ("top1_error", "top5_error")]
       seeds = f"{len(found)} of {len(e.runs)}"
       rows.append([cell or "-" for cell in (e.name, *what, seeds, *cells)])
@@ -212,7 +212,7 @@ def _show(value: Spread | None) -> str:
 
 def _hours(e: Experiment) -> str:
   seconds = [run.summary.get("train_seconds") for run in e.runs]
-  return "" if None in seconds else f"{Spread.of(seconds).mean / 3600:.3g}"
+  return "" if not all(map(is_number, seconds)) else f"{Spread.of(seconds).mean / 3600:.3g}"
 
 
 def _count(number: int) -> str:

@@ -76,7 +76,7 @@ class Found:
 
 
 def find(folders: Iterable[str]) -> Found:
-  """Reads every run in `folders` and below, each once however often it is named.
+  """Reads every run in `folders` and below, each once however often it is named or linked to.
 
   Raises:
     FileNotFoundError: if one of the folders is not there.
@@ -87,11 +87,13 @@ def find(folders: Iterable[str]) -> Found:
   for top in folders:
     if not os.path.isdir(top):
       raise FileNotFoundError(f"there is no folder {top}")
-    for folder, below, files in os.walk(os.path.realpath(top)):
-      below[:] = sorted((n for n in below if n not in _SKIPPED and not n.startswith(".")), key=_natural)
+    for path, below, files in os.walk(top, followlinks=True):
+      folder = os.path.realpath(path)
       if folder in seen:
+        below.clear()  # what is below has been read too, or is being read: links may lead in circles
         continue
       seen.add(folder)
+      below[:] = sorted((n for n in below if n not in _SKIPPED and not n.startswith(".")), key=_natural)
       if "summary.json" in files:
         _read_summary(folder, found, inside)
       elif "config.json" in files:
@@ -159,8 +161,10 @@ def _problem(summary: Any) -> str:
   for key in ("parameters", "macs", "epochs"):
     if not is_number(summary.get(key)):
       return f"{key} is {summary.get(key)!r}, not a number"
-  for key, kind, what in (("model", str, "a text"), ("data", str, "a text"), ("paper", dict, "an object"),
-                          ("inputs", dict, "an object"), ("seed", int, "a whole number")):
+  texts = dict.fromkeys(("model", "data", "devices", "dtype", "commit"), (str, "a text"))
+  objects = dict.fromkeys(("paper", "inputs"), (dict, "an object"))
+  kinds = texts | objects | {"seed": (int, "a whole number")}
+  for key, (kind, what) in kinds.items():
     if not isinstance(summary.get(key), kind | None):
       return f"{key} is {summary[key]!r}, not {what}"
   return ""

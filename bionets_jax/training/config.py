@@ -157,7 +157,7 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
   def plain(x):
     if isinstance(x, dict):
       return {k: plain(v) for k, v in x.items()}
-    return list(x) if isinstance(x, tuple | list) else x
+    return [plain(v) for v in x] if isinstance(x, tuple | list) else x
   return plain(config.to_dict())
 
 

@@ -202,7 +202,7 @@ def _train(
     say(f"resuming from step {step} of {setup.total_steps}")
   state = placed(stack)(states) if count > 1 else states[0]
   apart = placed(functools.partial(unstack, count=count))
-  clock = Clock(count * runs[0].memory["train"], count * runs[0].memory["total"])
+  clock = Clock(*(sum(run.memory[key] for run in runs) for key in ("train", "total")))
 
   # Compile -----------------------------------------------------------------------------------
   def one_step(state, frozen, batch, seed):
@@ -279,9 +279,9 @@ def _train(
       if number % setup.log_every == 0 or number == setup.total_steps:
         _log(runs, say, clock, number)
 
-  if lead:
-    for run in runs:
-      run.checkpoints.forget_after(step)
+  for run in runs:
+    run.checkpoints.forget_after(step)  # in every process: Orbax waits for all of them
+    if lead:
       run.writer = MetricWriter(run.workdir, step)
   batches = [run.setup.pipeline.train_batches(step) for run in runs]
   try:

@@ -1,6 +1,7 @@
 """What a finished run says of itself."""
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -29,17 +30,12 @@ def finished(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] 
   """
   if not begun(workdir):
     return None
-  path = os.path.join(workdir, "config.json")
-  with open(path, encoding="utf-8") as file:
-    stored = json.load(file)
+  stored = read_json(os.path.join(workdir, "config.json"))
   if changed := config_lib.differences(config, stored):
     raise ValueError(f"{workdir} holds another run; choose another --workdir. It differs in\n  "
                      + "\n  ".join(changed))
   path = os.path.join(workdir, "summary.json")
-  if not os.path.exists(path):
-    return None
-  with open(path, encoding="utf-8") as file:
-    return json.load(file)
+  return read_json(path) if os.path.exists(path) else None
 
 
 def begun(workdir: str) -> bool:
@@ -113,7 +109,7 @@ def sweep_summary(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
   Returns:
     Under 'last', 'best' and 'test' name -> {'mean', 'std', 'n'} for each metric; std is the sample standard
-    deviation, None for one run.
+    deviation, None for one run and where a value is not finite.
   """
   first = next(iter(summaries.values()))
   out = {key: first[key] for key in ("model", "task", "data", "parameters", "macs", "epochs", "paper")}
@@ -124,8 +120,9 @@ def sweep_summary(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     for name in first[part]:
       values = [summary[part][name] for summary in summaries.values()]
       if name != "step":
+        spread = len(values) > 1 and all(map(math.isfinite, values))
         out[part][name] = {"mean": statistics.fmean(values), "n": len(values),
-                           "std": statistics.stdev(values) if len(values) > 1 else None}
+                           "std": statistics.stdev(values) if spread else None}
   out["train_seconds"] = sum(summary["train_seconds"] for summary in summaries.values())
   out["total_seconds"] = sum(summary["total_seconds"] for summary in summaries.values())
   out["seeds"] = {str(seed): summary for seed, summary in summaries.items()}
@@ -164,6 +161,18 @@ def show(values: dict[str, float]) -> str:
       return f"{key[:-6].replace('top', 'top-')} error {value:.2f} %"
     return f"{key} {value:.4f}"
   return "  ".join(one(k, v) for k, v in values.items())
+
+
+def read_json(path: str) -> dict[str, Any]:
+  """What `write_json` wrote; ValueError, naming the file, if it is damaged."""
+  try:
+    with open(path, encoding="utf-8") as file:
+      content = json.load(file)
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} is damaged: it holds no object")
+  return content
 
 
 def write_json(path: str, content: Any) -> None:

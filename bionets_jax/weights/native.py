@@ -44,7 +44,7 @@ def load_native(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
       raise ValueError(f"{path}: not written by bionets_jax")
     about = json.loads(metadata[_KEY])
     arrays = load_file(path)
-  except safetensors.SafetensorError as error:
+  except (safetensors.SafetensorError, json.JSONDecodeError) as error:
     raise ValueError(f"{path}: damaged weight file ({error})") from error
   variables: dict[str, Any] = {}
   for key, value in arrays.items():
