@@ -34,9 +34,10 @@ def run(
 ) -> dict[str, Any]:
   """Runs a config to its end and reports.
 
-  With `config.seeds` = (0, 1) it is run twice, in workdir/seed_0 and workdir/seed_1, each as if it were alone
-  with that seed. A study is a config of `title` and `runs`, a name -> config; its runs are made one after the
-  other in workdir/NAME. `teacher.weights = 'run:NAME'` takes the teacher from an earlier one, of the same seed.
+  With `config.seeds` = (0, 1) it is run twice, in workdir/seed_0 and workdir/seed_1, each as if it were
+  alone with that seed. A study is a config of `title` and `runs`, a name -> config; its runs are made one
+  after the other in workdir/NAME. `teacher.weights = 'run:NAME'` takes the teacher from an earlier one, of
+  the same seed.
 
   Args:
     config: of a run (see `training.config`) or of a study.

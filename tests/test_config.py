@@ -21,7 +21,7 @@ from bionets_jax.training.setup import make_setup, model_options
     (dict(duration="3 weeks"), "config.duration='3 weeks'"),
     (dict(log_every="0.5 steps"), "config.log_every"),
     (dict(dtype="float8"), "config.dtype='float8'"),
-    (dict(schedule__kind="poly"), "step, cosine, constant"),
+    (dict(schedule__kind="poly"), "step, exponential, cyclical25, cosine, constant"),
     (dict(optimizer__decay="some"), "'all' or 'kernels'"),
     (dict(data__mean=(0.1, 0.2)), "2 numbers for images of 1 channels"),
     (dict(data__mean=()), "only WLD"),
@@ -106,3 +106,12 @@ def test_options_that_a_config_does_not_declare_come_from_the_command_line():
   assert rest == [arguments[i] for i in (0, 1, 2, 6)]
   assert added == {"model.options.fp_layers": "011", "model.options.expansion": 1.5,
                    "model.options.single_filter": True}
+
+
+def test_a_run_from_before_a_key_existed_is_the_same_run():
+  config = tiny_config()
+  stored = config_lib.to_json(config)
+  del stored["mixup"], stored["optimizer"]["kind"]
+  assert config_lib.differences(config, stored) == []
+  config.mixup = 0.2
+  assert config_lib.differences(config, stored) == ["mixup: 0.0 -> 0.2"]

@@ -12,9 +12,9 @@ import pytest
 from bionets_jax.report import caveats, curves, ledger
 from bionets_jax.report.__main__ import main
 from bionets_jax.report.scatter import Point, scatter
-from bionets_jax.report.spread import Spread
 from bionets_jax.report.table import aligned, run_table
 from bionets_jax.training.config import classification_config, to_json
+from bionets_jax.training.spread import Spread
 
 TABLE_1 = dict(table="FP-nets, Table 1", row="Filter Pairs", top1_error=7.85, top1_error_std=0.22, seeds=4,
                statistic="best", epochs=200)

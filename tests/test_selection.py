@@ -90,6 +90,9 @@ def test_a_step_that_overflows_changes_the_scale_alone():
   assert over.loss_scale == scale(2.0**126) and over.step == 1
   jax.tree.map(np.testing.assert_array_equal, over.params, state.params)
   jax.tree.map(np.testing.assert_array_equal, over.model_state, state.model_state)
+  nan = jax.tree.map(lambda x: x * jnp.nan, state.params)
+  lost, metrics = step(state.replace(params=nan, loss_scale=scale(1.0)), {}, batch)
+  assert lost.loss_scale["scale"] == 1 and not np.isfinite(metrics["grad_norm"])  # the loop stops at this
   grown, _ = step(state.replace(loss_scale=scale(2.0**10, GOOD_STEPS - 1)), {}, batch)
   assert grown.loss_scale == scale(2.0**11)
 

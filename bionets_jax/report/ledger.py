@@ -9,19 +9,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from bionets_jax.report import caveats
-from bionets_jax.report.spread import Spread
 from bionets_jax.report.workdirs import Run, find, is_number
-from bionets_jax.training.config import (
-  NOT_THE_RUN,
-  classification_config,
-  flatten,
-  to_json,
-  wld_config,
-)
+from bionets_jax.training.config import identity
+from bionets_jax.training.spread import Spread
 
 STATISTICS = {"best": "lowest", "last": "last", "test": "test"}
-# Beside NOT_THE_RUN: which runs there are, and how many at a time.
-_NOT_THE_EXPERIMENT = (*NOT_THE_RUN, "seed", "seeds", "side_by_side")
 
 
 class What(NamedTuple):
@@ -174,10 +166,7 @@ def _plain(run: Run) -> dict[str, Any]:
   """The config without what may differ within an experiment; keys that it is too old for are filled in."""
   if not run.config:
     return {}
-  template = wld_config() if run.config["task"] == "wld" else classification_config()
-  flat = flatten(to_json(template)) | flatten(run.config)
-  return {key: value for key, value in flat.items()
-          if not any(key == k or key.startswith(k + ".") for k in _NOT_THE_EXPERIMENT)}
+  return {key: value for key, value in identity(run.config).items() if key != "seed"}
 
 
 def _numbers(run: Run) -> list[Any]:

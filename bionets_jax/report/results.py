@@ -8,10 +8,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from bionets_jax.report.ledger import STATISTICS, Experiment, Ledger, read
-from bionets_jax.report.spread import Spread
 from bionets_jax.report.table import aligned
 from bionets_jax.report.workdirs import Run, is_number
 from bionets_jax.training.clock import readable
+from bionets_jax.training.spread import Spread
 
 READING = (
     "Errors in per cent: mean ± sample standard deviation (number of seeds). 'last' is after the last step; "

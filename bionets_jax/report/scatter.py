@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from bionets_jax.report.curves import COLOURS, plain
-from bionets_jax.report.spread import Spread
+from bionets_jax.training.spread import Spread
 
 _COLUMN = 8  # points that a column has room for
 _DISTANCES = (5, 9, 14, 20, 30, 45)  # of a label, in points

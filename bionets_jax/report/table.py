@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from bionets_jax.report.spread import Spread
 from bionets_jax.training.clock import readable
+from bionets_jax.training.spread import Spread
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = ()) -> list[str]:

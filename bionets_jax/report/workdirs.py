@@ -214,8 +214,9 @@ def _is_config(content: Any) -> bool:
   if not isinstance(content, dict) or "task" not in content:
     return False
   model, data = content.get("model"), content.get("data", {})
-  return isinstance(model, dict) and isinstance(data, dict) and all(
-      isinstance(data.get(f"{split}_split", ""), str) for split in ("train", "eval", "test"))
+  if not (isinstance(model, dict) and isinstance(data, dict) and isinstance(content.get("seed", 0), int)):
+    return False
+  return all(isinstance(data.get(f"{split}_split", ""), str) for split in ("train", "eval", "test"))
 
 
 def is_number(value: Any) -> bool:

@@ -15,8 +15,8 @@ import ml_collections
 OPEN_KEYS = ("model.options", "paper")
 # What may differ between a run and its continuation: where things are and how they are reported. That
 # the data and the teacher are still the same is checked by what they hold.
-NOT_THE_RUN = ("seeds", "side_by_side", "data.dir", "data.workers", "eval_batch_size", "log_every", "checkpoint_every",
-               "keep_checkpoints", "device", "teacher.weights", "paper")
+NOT_THE_RUN = ("seeds", "side_by_side", "data.dir", "data.workers", "eval_batch_size", "log_every",
+               "checkpoint_every", "keep_checkpoints", "device", "teacher.weights", "paper")
 
 
 def classification_config() -> ml_collections.ConfigDict:
@@ -31,7 +31,7 @@ def classification_config() -> ml_collections.ConfigDict:
           options=dict(),          # further arguments of create_model
       ),
       data=dict(
-          name="",                 # 'digits', 'folder' or the name of a TFDS data set
+          name="",                 # 'digits', 'folder', 'generated/NAME' or a set that is prepared (TFDS's too)
           dir="",                  # '': $TFDS_DATA_DIR, else ~/tensorflow_datasets
           train_split="train",
           eval_split="test",       # looked at every `eval_every`
@@ -163,12 +163,22 @@ def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def differences(config: ml_collections.ConfigDict, stored: dict[str, Any]) -> list[str]:
   """'key: stored -> now' for every value that makes this another run than the stored one."""
-  now, then = flatten(to_json(config)), flatten(stored)
-  def matters(key):
-    return not any(key == k or key.startswith(k + ".") for k in NOT_THE_RUN)
+  now, then = identity(to_json(config)), identity(stored)
   return [f"{key}: {then.get(key, '(none)')!r} -> {now.get(key, '(none)')!r}"
           for key in sorted(now.keys() | then.keys())
-          if matters(key) and now.get(key, "(none)") != then.get(key, "(none)")]
+          if now.get(key, "(none)") != then.get(key, "(none)")]
+
+
+def identity(stored: dict[str, Any]) -> dict[str, Any]:
+  """'a.b.c' -> leaf of all that makes a run what it is, of a config.json.
+
+  A key that is newer than the file has its default: that is what the run did.
+  """
+  template = _TEMPLATES.get(stored.get("task"), dict)()
+  defaults = flatten(to_json(template)) if template else {}
+  whole = {k: v for k, v in defaults.items() if k not in OPEN_KEYS} | flatten(stored)
+  return {key: value for key, value in whole.items()
+          if not any(key == k or key.startswith(k + ".") for k in NOT_THE_RUN)}
 
 
 def nearest(word: str, known) -> str:

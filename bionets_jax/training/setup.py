@@ -189,7 +189,7 @@ def check_seeds(config: ml_collections.ConfigDict) -> None:
   if config.seeds and config.seed:
     raise ValueError(f"config.seed={config.seed} beside config.seeds={tuple(config.seeds)}: give one of them")
   if config.side_by_side < 0:
-    raise ValueError(f"config.side_by_side={config.side_by_side}: give 0 for as many as fit, or a number of runs")
+    raise ValueError(f"config.side_by_side={config.side_by_side}: give 0 for as many as fit, or how many")
 
 
 def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:

@@ -85,7 +85,8 @@ def make_train_step(
   Metrics are sums over the batch beside their 'count', so that they add up over steps.
 
   In float16 the loss is scaled so that small gradients do not vanish. A step whose gradients are not
-  finite changes nothing but the scale, which it halves; the metric 'skipped' counts it.
+  finite changes nothing but the scale, which it halves; the metric 'skipped' counts it. At a scale of 1 it
+  shows in 'grad_norm' as without scaling.
 
   Args:
     task: what is learned.
@@ -144,10 +145,11 @@ def make_train_step(
     count = jnp.asarray(batch["label"].shape[0], jnp.float32)
     if state.loss_scale:
       good = jnp.isfinite(norm)
+      hopeless = ~good & (state.loss_scale["scale"] <= 1)  # then it is not the scale; the caller sees the norm
       kept = state.replace(step=new.step)
       new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, kept)
       new = new.replace(loss_scale=_next_scale(state.loss_scale, good))
-      norm = jnp.where(good, norm, 0.0)
+      norm = jnp.where(good | hopeless, norm, 0.0)
       metrics["skipped"] = jnp.where(good, 0.0, count)
     metrics["grad_norm"] = norm * count
     metrics["count"] = count
@@ -157,10 +159,10 @@ def make_train_step(
 
 
 def _next_scale(loss_scale: Tree, good: jax.Array) -> Tree:
-  """Halved after a step that was not good, doubled after GOOD_STEPS good ones in a row."""
+  """Halved after a step that was not good, to 1 at least; doubled after GOOD_STEPS good ones in a row."""
   grown = loss_scale["good_steps"] + 1 >= GOOD_STEPS
   return {
-      "scale": loss_scale["scale"] * jnp.where(good, jnp.where(grown, 2.0, 1.0), 0.5),
+      "scale": jnp.maximum(loss_scale["scale"] * jnp.where(good, jnp.where(grown, 2.0, 1.0), 0.5), 1.0),
       "good_steps": jnp.where(good & ~grown, loss_scale["good_steps"] + 1, 0)}
 
 

@@ -1,9 +1,7 @@
 """What a finished run says of itself."""
 
 import json
-import math
 import os
-import statistics
 import subprocess
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +16,7 @@ from bionets_jax.training import config as config_lib
 from bionets_jax.training.clock import Clock
 from bionets_jax.training.devices import describe_devices
 from bionets_jax.training.setup import Setup, model_options
+from bionets_jax.training.spread import Spread
 from bionets_jax.training.state import TrainState
 from bionets_jax.training.teacher import WEIGHT_FILE
 
@@ -93,9 +92,10 @@ def source_version() -> str:
   """The commit that the package runs from, '+' where files differ from it; '' outside a repository."""
   def git(*arguments):
     folder = os.path.dirname(bionets_jax.__file__)
-    return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout
+    command = ["git", "-C", folder, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
   try:
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", os.path.dirname(bionets_jax.__file__))
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
     return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed.strip() else "")
   except (OSError, subprocess.CalledProcessError):
     return ""
@@ -108,21 +108,16 @@ def sweep_summary(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
     summaries: seed -> what `make_summary` returned.
 
   Returns:
-    Under 'last', 'best' and 'test' name -> {'mean', 'std', 'n'} for each metric; std is the sample standard
-    deviation, None for one run and where a value is not finite.
+    Under 'last', 'best' and 'test' name -> {'mean', 'std', 'n'} for each metric (`Spread`).
   """
   first = next(iter(summaries.values()))
   out = {key: first[key] for key in ("model", "task", "data", "parameters", "macs", "epochs", "paper")}
   for part in ("last", "best", "test"):
     if part not in first:
       continue
-    out[part] = {}
-    for name in first[part]:
-      values = [summary[part][name] for summary in summaries.values()]
-      if name != "step":
-        spread = len(values) > 1 and all(map(math.isfinite, values))
-        out[part][name] = {"mean": statistics.fmean(values), "n": len(values),
-                           "std": statistics.stdev(values) if spread else None}
+    out[part] = {
+        name: Spread.of([summary[part][name] for summary in summaries.values()])._asdict()
+        for name in first[part] if name != "step"}
   out["train_seconds"] = sum(summary["train_seconds"] for summary in summaries.values())
   out["total_seconds"] = sum(summary["total_seconds"] for summary in summaries.values())
   out["seeds"] = {str(seed): summary for seed, summary in summaries.items()}
@@ -151,7 +146,8 @@ def result_line(summary: dict[str, Any]) -> str:
   paper = summary["paper"].get("top1_error")
   return (f"{summary['model']}, top-1 error {last['top1_error']:.2f} % at step {last['step']} "
           f"(lowest {best['top1_error']:.2f} % at step {best['step']}"
-          + (f"; {test['top1_error']:.2f} % on the test set with the weights of step {test['step']}" if test else "")
+          + (f"; {test['top1_error']:.2f} % on the test set with the weights of step {test['step']}"
+             if test else "")
           + (f"; the paper has {paper} %)" if paper else ")"))
 
 

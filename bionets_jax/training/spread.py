@@ -1,12 +1,13 @@
 """Mean and deviation over seeds."""
 
+import math
 import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Spread(NamedTuple):
-  """Mean, sample standard deviation (n - 1; None for one value) and number of some values."""
+  """Mean, sample standard deviation (n - 1; None for one value, or one that is not finite) and number."""
 
   mean: float
   std: float | None
@@ -21,4 +22,5 @@ class Spread(NamedTuple):
     """None for no values."""
     if not values:
       return None
-    return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+    spread = len(values) > 1 and all(map(math.isfinite, values))
+    return cls(statistics.fmean(values), statistics.stdev(values) if spread else None, len(values))
