@@ -11,15 +11,33 @@ The argument names the student; the paper's 1-crop top-1/top-5 errors in percent
 runs of the authors) or the study `table2`, all three.
 
     python launch.py --config=configs/ic_efficientnet_wld.py:b0 --config.data.dir=DIR \\
-        --config.teacher.weights=FOLDER
+        --config.teacher.weights=tf_efficientnet_b0.pth
 
-In the study each run has its teacher (--config.runs.ic_efficientnet_b1.teacher.weights=FOLDER ...) and
+In the study each run has its teacher (--config.runs.ic_efficientnet_b1.teacher.weights=... and so on) and
 TFDS_DATA_DIR=DIR in the environment says where the data are. ImageNet must lie there in ArrayRecord form; if
-it does not, the error names the command that prepares it. FOLDER is a workdir, or any folder with a
-weights.safetensors as runs write it; no other library's EfficientNet file is read directly. The weights of
-one can be put into such a file with `bionets_jax.weights.load_in_call_order` and
-`bionets_jax.weights.native.save_native`; they fit the network of their `flavour`, here 'tf', that of the
-weights that Google published (--config.model.options.flavour=torchvision for torchvision's).
+it does not, the error names the command that prepares it. The teacher is timm's or torchvision's
+.safetensors or .pth file, or the workdir of a finished run. A file's network and the student have to be of
+one flavour (padding, epsilon of the batch norms), which is the student's option:
+
+    file                                                            --config.model.options.flavour
+    timm's tf_efficientnet_b0, the weights that Google published    tf (the default here)
+    torchvision's efficientnet_b0                                   torchvision
+    timm's own efficientnet_b0                                      torchvision
+
+torchvision's file is refused under any other flavour. The keys of timm's two are the same, so there the
+option has to be right: under the other one the teacher is another network, without an error.
+
+    python -m bionets_jax.evaluate tf_efficientnet_b0.pth --model=efficientnet_b0 --model-option=flavour=tf \\
+        --data=imagenet2012 --split=validation --transform='resize(256, bicubic)|center_crop(224)'
+
+measures it. Its images are normalised by ImageNet's mean and deviation, so files of networks with others
+(timm's .ap_in1k and .ra4_*) do not serve. Where timm is installed,
+
+    python -c 'import timm, torch; m = timm.create_model("tf_efficientnet_b0.in1k", pretrained=True);
+    torch.save(m.state_dict(), "tf_efficientnet_b0.pth")'
+
+makes the file; which of the published weights were its teachers the paper does not say.
+
 30 epochs of 1.28 million images. Not run at full length here: no number of ours stands beside the paper's
 yet.
 

@@ -20,7 +20,7 @@ configs/ic_efficientnet_wld.py.
 The second command gives the 10-crop errors. In a study each run has its teacher
 (--config.runs.ic_resnet18.teacher.weights=resnet18.pth ...) and TFDS_DATA_DIR=DIR in the environment says
 where the data are. ImageNet must lie there in ArrayRecord form; if it does not, the error names the command
-that prepares it. The teacher is a torchvision-layout .safetensors or .pth file (for torchvision's ResNet-50,
+that prepares it. The teacher is torchvision's or timm's .safetensors or .pth file (torchvision's ResNet-50:
 `torch.save(torchvision.models.resnet50(weights="IMAGENET1K_V1").state_dict(), "resnet50.pth")`) or the
 workdir of a finished run. 30 epochs of 1.28 million images. Not run at full length here: no number of ours
 stands beside the paper's yet.

@@ -439,3 +439,11 @@ def test_what_is_no_number_is_not_shown(tmp_path, capsys):
   assert status == 0 and "Not finished" in out
   (experiment,) = json.loads((tmp_path / "out.json").read_text())["experiments"]
   assert "loss" not in experiment["last"] and experiment["last"]["top1_error"]["n"] == 2
+
+
+def test_the_committed_results_are_shown_as_they_are(capsys):
+  folder = pathlib.Path(__file__).parent.parent / "results"
+  assert main(["results", str(folder), "--markdown"]) == 0
+  shown = (folder / "README.md").read_text(encoding="utf-8")
+  rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+  assert len(rows) > 2 and all(row in shown for row in rows)

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 
 import bionets_jax as bn
 from bionets_jax.weights import layouts, load_pretrained, to_torch_layout
+from bionets_jax.weights.guess import guess_network
 
 NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet20_cifar", "resnet32_cifar")
 
@@ -73,7 +74,7 @@ def test_export_has_torchs_keys_and_names_itself(name):
   tensors = to_torch_layout(blank, layout_of(name))
   norms = sum(key.endswith("running_var") for key in tensors)
   assert len(tensors) == len(jax.tree.leaves(tree)) + norms
-  assert layouts.guess_name(tensors) == name
+  assert guess_network(tensors) == (name, {})
   assert layouts.recognise(tensors).name == layout_of(name)
 
 

@@ -45,13 +45,14 @@ class Weights:
   config: Mapping[str, Any]
 
 
-def read_weights(path: str, model: str = "") -> Weights:
+def read_weights(path: str, model: str = "", options: Mapping[str, Any] | None = None) -> Weights:
   """Reads a run's weights or another library's.
 
   Args:
     path: the workdir of a finished run, a .safetensors file that a run wrote, or with `model` a checkpoint
       in a layout that `weights.load_pretrained` knows.
     model: name of the network; needed for another library's file only.
+    options: arguments of create_model for that file's network, besides classes and dtype.
 
   Raises:
     FileNotFoundError: there is no such file, or the run is not finished.
@@ -71,7 +72,9 @@ def read_weights(path: str, model: str = "") -> Weights:
   if model and not os.path.isdir(path) and not _is_ours(path):
     if not os.path.isfile(path):
       raise FileNotFoundError(f"{path}: no such file or directory")
-    return Weights(path, model, {}, None, None, (), None, {})
+    return Weights(path, model, dict(options or {}), None, None, (), None, {})
+  if options:
+    raise ValueError(f"--model-option: {path} was written by a run and says itself what its network is")
   try:
     variables, about = load_native(file)
   except ValueError as error:
@@ -108,7 +111,8 @@ def make_task(
   template = abstract_variables(model, image_shape)
   variables, preprocessing = found.variables, found.preprocessing
   if variables is None:
-    pretrained = weights.load_pretrained(found.path, template, model_name=found.model)
+    pretrained = weights.load_pretrained(
+        found.path, template, model=model, model_name=found.model)
     variables, preprocessing = pretrained.variables, pretrained.preprocessing
   _check_fit(found, variables, template)
   task = Classification(

@@ -39,7 +39,7 @@ def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) ->
   levels = {kind: given for kind, given in levels.items() if given}
   for kind, given in levels.items():
     robustness.check_levels(kind, given)
-  found = read_weights(options.weights, options.model)
+  found = read_weights(options.weights, options.model, options.model_options)
   mesh = make_mesh()
   data = which_data(options, found)
   config = found.config
@@ -69,6 +69,7 @@ def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) ->
   path = os.path.join(folder, f"{name}.json")
   content = {
       "model": found.model, "weights": os.path.abspath(found.path),
+      **({"model_options": options.model_options} if options.model_options else {}),
       "data": {**data, "location": examples.source.location}, "limit": options.limit,
       "examples": len(examples), "crops": examples.crops,
       **({"crop_average": crop_average} if examples.crops > 1 else {}),

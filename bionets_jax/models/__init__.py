@@ -122,6 +122,17 @@ def base_name(name: str) -> str:
   return _lookup(name).base or name
 
 
+def base_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+  """The options of the plain network under a model: the backbone's without units and their options.
+
+  `create_model(base_name(name), **base_options(name, options))` has the layers of `create_model(name,
+  **options)` but for what the units add.
+  """
+  entry = _lookup(name)
+  of_units = {*entry.backbone.sockets, *(_FAMILIES[entry.family].options if entry.family else ())}
+  return {key: value for key, value in options.items() if key not in of_units}
+
+
 def create_model(name: str, num_classes: int | None = None, **overrides: Any) -> nn.Module:
   """Builds a network by name.
 

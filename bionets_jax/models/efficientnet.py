@@ -208,14 +208,19 @@ class EfficientNet(nn.Module):
       x = nn.Dense(self.num_classes, kernel_init=keras_dense, name="head")(x)
     return select_endpoints(x, found, endpoints)
 
-  def _norm(self, train: bool) -> Callable[..., nn.Module]:
+  def norm_options(self) -> tuple[float, float]:
+    """(epsilon, momentum) of the batch norms."""
     wide, momentum = 1e-3, 0.99
     if self.flavour == "torchvision" and self.width < VARIANTS["b5"].width:
       wide, momentum = 1e-5, 0.9
+    return (wide if self.norm_epsilon is None else self.norm_epsilon,
+            momentum if self.norm_momentum is None else self.norm_momentum)
+
+  def _norm(self, train: bool) -> Callable[..., nn.Module]:
+    epsilon, momentum = self.norm_options()
     return functools.partial(
         BatchNorm, use_running_average=not train, groups=self.batch_norm_groups, dtype=self.dtype,
-        epsilon=wide if self.norm_epsilon is None else self.norm_epsilon,
-        momentum=momentum if self.norm_momentum is None else self.norm_momentum)
+        epsilon=epsilon, momentum=momentum)
 
   def _padding(self, kernel: int, stride: int) -> str | tuple[tuple[int, int], ...]:
     if self.flavour == "tf":

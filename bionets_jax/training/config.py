@@ -92,7 +92,7 @@ def wld_config() -> ml_collections.ConfigDict:
   config.data.std = ()
   config.teacher = ml_collections.ConfigDict(dict(
       weights="",                  # a bionets_jax workdir, or a .safetensors/.pth/.th file
-      model="",                    # '': the plain network under the student
+      model="",                    # '': the plain network under the student, with its options
   ))
   config.wld = ml_collections.ConfigDict(dict(
       distill_weight_start=0.9,    # lambda

@@ -117,8 +117,9 @@ def make_setup(
   inherited, new_paths = {}, []
   if wld:
     teacher = load_teacher(
-        config.teacher.weights, student=config.model.name, model_name=config.teacher.model,
-        num_classes=pipeline.num_classes, image_shape=pipeline.image_shape, dtype=DTYPES[dtype])
+        config.teacher.weights, student=config.model.name, student_options=model_options(config),
+        model_name=config.teacher.model, num_classes=pipeline.num_classes,
+        image_shape=pipeline.image_shape, dtype=DTYPES[dtype])
     inherited = teacher.variables
     new_paths = check_inheritance(
         inherited, abstract_variables(model, pipeline.image_shape), (teacher.name, config.model.name))

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from bionets_jax import weights
 from bionets_jax.counting import abstract_variables
-from bionets_jax.models import base_name, create_model
+from bionets_jax.models import base_name, base_options, create_model
 from bionets_jax.surgery import inherit
 from bionets_jax.weights.native import load_native
 from bionets_jax.weights.preprocessing import Preprocessing
@@ -47,7 +47,7 @@ def check_teacher_path(path: str) -> None:
   if not path:
     raise ValueError(
         "config.teacher.weights is empty: WLD needs a pretrained network. Give the workdir of a "
-        "finished run, or a torchvision-layout .safetensors or .pth file, e.g. "
+        "finished run, or a .safetensors or .pth file of torchvision or timm, e.g. "
         "--config.teacher.weights=resnet50.safetensors")
   if os.path.isdir(path):
     if not os.path.isfile(os.path.join(path, WEIGHT_FILE)):
@@ -59,18 +59,22 @@ def check_teacher_path(path: str) -> None:
   elif not os.path.isfile(path):
     raise FileNotFoundError(
         f"config.teacher.weights={path!r}: no such file or directory. Give the workdir of a "
-        "finished run, or a torchvision-layout .safetensors or .pth file")
+        "finished run, or a .safetensors or .pth file of torchvision or timm")
 
 
 def load_teacher(
-    path: str, *, student: str, model_name: str, num_classes: int,
-    image_shape: tuple[int, int, int], dtype: Any,
+    path: str, *, student: str, student_options: Mapping[str, Any], model_name: str,
+    num_classes: int, image_shape: tuple[int, int, int], dtype: Any,
 ) -> Teacher:
   """Loads a teacher from a workdir or from another library's file.
+
+  A workdir says what its network is. For another library's file it is the plain network under the student
+  with the student's own options (flavour, groups, ...), or `model_name` where that is another.
 
   Args:
     path: workdir, or file in a layout that `weights.load_pretrained` knows.
     student: name of the student's model.
+    student_options: its arguments of create_model, besides classes and dtype.
     model_name: name of the teacher's; '' for the plain network under the student.
     num_classes: of the data.
     image_shape: (H, W, C) of the data.
@@ -94,11 +98,17 @@ def load_teacher(
           f"{about['image_shape'][-1]} channels; the data has {num_classes} and {image_shape[-1]}")
     preprocessing = Preprocessing(**about["preprocessing"])
   else:
-    options = {}
+    options = base_options(student, student_options) if name == base_name(student) else {}
   model = create_model(name, num_classes, dtype=dtype, **options)
   if not os.path.isdir(path):
-    pretrained = weights.load_pretrained(
-        path, abstract_variables(model, image_shape), model_name=name)
+    try:
+      pretrained = weights.load_pretrained(
+          path, abstract_variables(model, image_shape), model=model, model_name=name)
+    except ValueError as error:
+      shared = ", ".join(f"{key}={value!r}" for key, value in options.items())
+      note = f"\n{name} has the student's options here ({shared}); --config.model.options.NAME=VALUE " \
+             "sets one for both"
+      raise ValueError(f"config.teacher.weights: {error}{note if shared else ''}") from error
     variables, preprocessing = pretrained.variables, pretrained.preprocessing
   return Teacher(name, model, variables, preprocessing, path)
 

@@ -1,7 +1,7 @@
 """Other people's checkpoints: reading them without their framework, and writing them back.
 
     template = jax.eval_shape(model.init, rng, images)
-    pretrained = load_pretrained('resnet50-11ad3fa6.pth', template, model_name='resnet50')
+    pretrained = load_pretrained('resnet50-11ad3fa6.pth', template, model=model)
     logits = model.apply(pretrained.variables, images)
 
 torch is never imported, and reading a file takes NumPy only (and safetensors for files of that kind).

@@ -1,7 +1,6 @@
 """The key maps between Flax variables and other people's checkpoints.
 
-A layout is one table of (our module path, their module name, kind of module). Patterns stand for
-numbers: `stage{s}_block{b}/conv{i}` is `layer{s}.{b}.conv{i}`. Both directions are read from it.
+Both directions are read from the tables of `families`.
 """
 
 import dataclasses
@@ -11,29 +10,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bionets_jax.weights import preprocessing as prep
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-  """One family of foreign checkpoints.
-
-  Attributes:
-    name: what it is called in messages and in `Pretrained.layout`.
-    marks: keys that every file of the family has and no other family has all of.
-    modules: rows (our path, their name, kind), kind a key of `_LEAVES`.
-    preprocessing: how its authors prepared the images.
-  """
-
-  name: str
-  marks: tuple[str, ...]
-  modules: tuple[tuple[str, str, str], ...]
-  preprocessing: prep.Preprocessing
-
+from bionets_jax.weights.families import LAYOUTS
 
 # kind -> rows (our collection, our leaf, their leaf, axes of ours in theirs)
-_LEAVES = {
-    "conv": (("params", "kernel", "weight", (2, 3, 1, 0)),),  # OIHW -> HWIO
+LEAVES = {
+    "conv": (("params", "kernel", "weight", (2, 3, 1, 0)),),  # OIHW -> HWIO, with groups as without
+    "conv with bias": (
+        ("params", "kernel", "weight", (2, 3, 1, 0)),
+        ("params", "bias", "bias", (0,)),
+    ),
     "norm": (
         ("params", "scale", "weight", (0,)),
         ("params", "bias", "bias", (0,)),
@@ -48,33 +33,6 @@ _LEAVES = {
 # torch counts the batches that a BatchNorm saw; nothing reads it (its momentum is a constant).
 _COUNTER = "num_batches_tracked"
 
-_RESNET = (
-    ("stem_conv", "conv1", "conv"),
-    ("stem_bn", "bn1", "norm"),
-    ("stage{s}_block{b}/conv{i}", "layer{s}.{b}.conv{i}", "conv"),
-    ("stage{s}_block{b}/bn{i}", "layer{s}.{b}.bn{i}", "norm"),
-)
-
-LAYOUTS = (
-    Layout(
-        name="torchvision",
-        marks=("conv1.weight", "bn1.running_var", "layer4.0.conv1.weight", "fc.weight"),
-        modules=_RESNET
-        + (
-            ("stage{s}_block{b}/shortcut_conv", "layer{s}.{b}.downsample.0", "conv"),
-            ("stage{s}_block{b}/shortcut_bn", "layer{s}.{b}.downsample.1", "norm"),
-            ("head", "fc", "dense"),
-        ),
-        preprocessing=prep.TORCHVISION,
-    ),
-    Layout(
-        name="pytorch_resnet_cifar10",
-        marks=("conv1.weight", "bn1.running_var", "layer3.0.conv1.weight", "linear.weight"),
-        modules=_RESNET + (("head", "linear", "dense"),),
-        preprocessing=prep.CIFAR,
-    ),
-)
-
 
 def find_layout(name):
   """The layout called `name`; ValueError lists those that exist."""
@@ -88,10 +46,8 @@ def find_layout(name):
 def recognise(keys):
   """The layout that a file with these keys has, or None."""
   keys = set(keys)
-  for layout in LAYOUTS:
-    if keys.issuperset(layout.marks):
-      return layout
-  return None
+  found = [layout for layout in LAYOUTS if keys.issuperset(layout.marks)]
+  return max(found, key=lambda layout: len(layout.marks), default=None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +80,7 @@ def slot(layout, path):
     match = pattern.fullmatch("/".join(modules))
     if match is None:
       continue
-    for our_collection, our_leaf, their_leaf, axes in _LEAVES[kind]:
+    for our_collection, our_leaf, their_leaf, axes in LEAVES[kind]:
       if (collection, leaf) == (our_collection, our_leaf):
         return Slot(f"{theirs.format(**match.groupdict())}.{their_leaf}", axes)
   return None
@@ -195,33 +151,3 @@ def to_torch_layout(variables, layout):
     )
   return tensors
 
-
-# blocks per stage, and whether they are bottlenecks -> our name
-_KNOWN_DEPTHS = {
-    ((2, 2, 2, 2), False): "resnet18",
-    ((3, 4, 6, 3), False): "resnet34",
-    ((3, 4, 6, 3), True): "resnet50",
-    ((3, 4, 23, 3), True): "resnet101",
-    ((3, 8, 36, 3), True): "resnet152",
-}
-
-
-def guess_name(tensors):
-  """The network that a file's keys and shapes look like ('resnet34'), or None."""
-  blocks = {}
-  for key in tensors:
-    match = re.fullmatch(r"layer(\d+)\.(\d+)\.conv1\.weight", key)
-    if match:
-      stage, block = map(int, match.groups())
-      blocks[stage] = max(blocks.get(stage, 0), block + 1)
-  counts = tuple(blocks[stage] for stage in sorted(blocks))
-  if len(counts) == 3 and len(set(counts)) == 1 and "linear.weight" in tensors:
-    return f"resnet{6 * counts[0] + 2}_cifar"
-  first = tensors.get("layer1.0.conv1.weight")
-  middle = tensors.get("layer1.0.conv2.weight")
-  if first is None or middle is None or "fc.weight" not in tensors:
-    return None
-  # Wide and grouped bottlenecks have the same block counts.
-  if middle.ndim == 4 and (middle.shape[1] != first.shape[0] or first.shape[0] != 64):
-    return None
-  return _KNOWN_DEPTHS.get((counts, "layer1.0.conv3.weight" in tensors))

@@ -47,3 +47,20 @@ _IMAGENET_STD = (0.229, 0.224, 0.225)
 TORCHVISION = Preprocessing(_IMAGENET_MEAN, _IMAGENET_STD, image_size=224, resize=256)
 # pytorch_resnet_cifar10 normalises CIFAR-10 with ImageNet's numbers.
 CIFAR = Preprocessing(_IMAGENET_MEAN, _IMAGENET_STD, image_size=32, resize=32)
+# timm's ResNets and SE-ResNets, at the size that they were trained on.
+BICUBIC = Preprocessing(_IMAGENET_MEAN, _IMAGENET_STD, image_size=224, resize=256, interpolation="bicubic")
+
+
+def _by_size(*sides):
+  return {f"efficientnet_b{i}": Preprocessing(_IMAGENET_MEAN, _IMAGENET_STD, size, resize, "bicubic")
+          for i, (size, resize) in enumerate(sides)}
+
+
+# (image_size, resize) of B0, B1, ... as the libraries evaluate their weights: torchvision's IMAGENET1K_V1,
+# timm's tf_efficientnet_*, timm's own; of these the ones with this mean and std. timm resizes to size /
+# crop_pct, rounded down.
+TORCHVISION_EFFICIENTNETS = _by_size(
+    (224, 256), (240, 256), (288, 288), (300, 320), (380, 384), (456, 456), (528, 528), (600, 600))
+TF_EFFICIENTNETS = _by_size(
+    (224, 256), (240, 272), (260, 292), (300, 331), (380, 412), (456, 488), (528, 560), (600, 632))
+TIMM_EFFICIENTNETS = _by_size((224, 256), (256, 256), (288, 288), (320, 320), (384, 384), (448, 448))
