@@ -4,7 +4,7 @@ Not a config: it has no get_config.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ml_collections
@@ -37,6 +37,27 @@ def choose(argument: str, choices: Collection[str], usage: str = "") -> tuple[st
     raise ValueError(f"argument {argument!r}{nearest(choice, choices)}: give {usage or ' | '.join(choices)}; "
                      "and ',smoke' behind it for a trial")
   return choice, choice != argument
+
+
+def network_or_study(
+    argument: str, networks: Collection[str], studies: Mapping[str, tuple[str, Collection[str]]],
+    make: Callable[[str], ml_collections.ConfigDict],
+) -> ml_collections.ConfigDict:
+  """The config of one network, or of a study of several, as the argument says.
+
+  Args:
+    argument: see `choose`.
+    networks: what `make` takes.
+    studies: argument -> (title, networks).
+    make: name of a network -> config of its run.
+  """
+  choice, trial = choose(argument, (*networks, *studies))
+  if choice in studies:
+    title, names = studies[choice]
+    config = study(title, {name: make(name) for name in names})
+  else:
+    config = make(choice)
+  return smoke(config) if trial else config
 
 
 def study(title: str, runs: Mapping[str, ml_collections.ConfigDict]) -> ml_collections.ConfigDict:

@@ -50,13 +50,7 @@ _STUDIES = {"table4": ("IC networks, Table 4", _NETWORKS),
 
 
 def get_config(argument: str = "ic_vgg16") -> ml_collections.ConfigDict:
-  choice, smoke = common.choose(argument, (*_NETWORKS, *_STUDIES))
-  if choice in _STUDIES:
-    title, names = _STUDIES[choice]
-    config = common.study(title, {name: _run(name) for name in names})
-  else:
-    config = _run(choice)
-  return common.smoke(config) if smoke else config
+  return common.network_or_study(argument, _NETWORKS, _STUDIES, _run)
 
 
 def _run(name: str) -> ml_collections.ConfigDict:

@@ -48,13 +48,7 @@ _STUDIES = {"table1": ("IC networks, Table 1", tuple(_PAPER)),
 
 
 def get_config(argument: str = "ic_resnet50") -> ml_collections.ConfigDict:
-  choice, smoke = common.choose(argument, (*_PAPER, *_STUDIES))
-  if choice in _STUDIES:
-    title, names = _STUDIES[choice]
-    config = common.study(title, {name: _run(name) for name in names})
-  else:
-    config = _run(choice)
-  return common.smoke(config) if smoke else config
+  return common.network_or_study(argument, _PAPER, _STUDIES, _run)
 
 
 def _run(name: str) -> ml_collections.ConfigDict:
