@@ -16,6 +16,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 os.environ.setdefault("JAX_DEFAULT_PRNG_IMPL", "rbg")
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
+import data_tools  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -27,6 +28,18 @@ def float64():
   """float64 for the test that asks for it."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  """Of the first device alone."""
+  return data_tools.one_device()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A folder of images of many sizes, in splits and classes."""
+  return data_tools.make_folder(tmp_path_factory.mktemp("folder"))
 
 
 @pytest.fixture(scope="module", autouse=True)

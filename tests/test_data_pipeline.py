@@ -8,29 +8,16 @@ import types
 import numpy as np
 import pytest
 from data_tools import (
-    NUM_TRAIN,
-    NUM_VAL,
-    digest,
-    digits,
-    make_folder,
-    one_device,
-    streamed,
-    take,
+  NUM_TRAIN,
+  NUM_VAL,
+  digest,
+  digits,
+  streamed,
+  take,
 )
 
 from bionets_jax.data.device_transforms import DEVICE_TRANSFORMS, Flip
 from bionets_jax.data.resident import load
-
-
-@pytest.fixture(scope="module")
-def mesh():
-  return one_device()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  return make_folder(tmp_path_factory.mktemp("folder"))
-
 
 SCRIPT = """
   import json, sys

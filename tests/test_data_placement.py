@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from data_tools import NUM_VAL, digits, make_folder, one_device, streamed, take
+from data_tools import NUM_VAL, digits, streamed, take
 from PIL import Image
 
 from bionets_jax.data import open_source, parse_transforms
@@ -126,16 +126,6 @@ def test_refused(shape, text, message):
 
 
 # The same through make_pipeline.
-
-
-@pytest.fixture(scope="module")
-def mesh():
-  return one_device()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  return make_folder(tmp_path_factory.mktemp("folder"))
 
 
 def test_images_of_many_sizes_live_on_the_device_once_prepared(mesh, folder):

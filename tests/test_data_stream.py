@@ -10,8 +10,6 @@ from data_tools import (
   NUM_TRAIN,
   NUM_VAL,
   digest,
-  make_folder,
-  one_device,
   real_data,
   streamed,
   take,
@@ -21,16 +19,6 @@ from PIL import Image
 from bionets_jax.data import BatchPlan, EvalPlan, make_pipeline, open_source, parse_transforms
 from bionets_jax.data.stream import BatchReader, read_ahead
 from bionets_jax.data.transforms import HOST_TRANSFORMS, apply_all, example_rng
-
-
-@pytest.fixture(scope="module")
-def mesh():
-  return one_device()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  return make_folder(tmp_path_factory.mktemp("folder"))
 
 
 def test_streamed_batches_hold_the_planned_examples(mesh, folder):

@@ -4,7 +4,6 @@ Equal to the host's, and so to PIL's, but for the rounding of a few: AutoContras
 (Brightness, Color, Contrast, Sharpness) truncate numbers that may be whole, and may be one level off.
 """
 
-import dataclasses
 import math
 
 import jax
@@ -16,21 +15,8 @@ from bionets_jax.data.levels import as_uint8
 from bionets_jax.data.rand_augment import BLENDED, GEOMETRIC, OPERATIONS, source_matrix, strength
 
 
-@dataclasses.dataclass(frozen=True)
-class RandAugment:
-  """Applies `count` random operations of the same magnitude (0 to 30)."""
-
-  count: int
-  magnitude: int
-
-  usage = "rand_augment(count, magnitude)"
-  is_random = True
-
-  def __post_init__(self):
-    rand_augment.check(self.count, self.magnitude)
-
-  def output_size(self, size):
-    return size
+class RandAugment(rand_augment.RandAugment):
+  """As on the host, with a key for the generator."""
 
   def __call__(self, image, key):
     which, direction = jax.random.split(key)

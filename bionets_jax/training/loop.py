@@ -178,12 +178,11 @@ def _train(
   everywhere = replicated(setup.mesh)
   def placed(function, **options):
     return jax.jit(function, out_shardings=everywhere, **options)
-  init = placed(setup.init)
+  put, init = placed(lambda x: x), placed(setup.init)
   states = [init(jax.random.key(run.config.seed), run.setup.inherited) for run in runs]
   one_teacher = len({run.config.get("teacher", {}).get("weights", "") for run in runs}) == 1
-  frozen = placed(lambda x: x)(
-      task.frozen if one_teacher else stack([run.setup.task.frozen for run in runs]))
-  seeds = [placed(lambda x: x)(np.uint32(run.config.seed)) for run in runs]
+  frozen = put(task.frozen if one_teacher else stack([run.setup.task.frozen for run in runs]))
+  seeds = [put(np.uint32(run.config.seed)) for run in runs]
   say(f"model       {config.model.name}\n" + overview.model_table(
       task.model, states[0].params, pipeline.image_shape))
 
@@ -236,14 +235,20 @@ def _train(
         f"{setup.total_steps - step} steps to go, {pipeline.steps_per_epoch} an epoch")
 
   if setup.inherited and step == 0:
-    for run, own in zip(runs, states, strict=True):
-      say(overview.initial_agreement(run.setup, own, placed(lambda x: x)(run.setup.task.frozen)))
+    teachers = [frozen] * count if one_teacher else apart(frozen)
+    for run, own, teacher in zip(runs, states, teachers, strict=True):
+      say(overview.initial_agreement(run.setup, own, teacher))
+    del teachers
   del states
 
   # Train -------------------------------------------------------------------------------------
+  def each():
+    """The runs with their states."""
+    return zip(runs, apart(state) if count > 1 else [state], strict=True)
+
   def save():
     times = {"train": clock.train / count, "total": clock.total / count}  # each its share
-    for run, own in zip(runs, apart(state) if count > 1 else [state], strict=True):
+    for run, own in each():
       run.checkpoints.save(step, own, run.memory | times)
 
   def evaluated(variables, batches, total):
@@ -331,7 +336,7 @@ def _train(
       at = run.memory["best"]["step"] if config.select == "best" else step
       run.memory["test"] = values | {"step": at}
   results = []
-  for run, own in zip(runs, apart(state) if count > 1 else [state], strict=True):
+  for run, own in each():
     summary = make_summary(run.config, run.setup, own, clock, run.memory, commit, side_by_side=count)
     if lead:
       params, model_state = jax.device_get(own.selected)
