@@ -9,6 +9,25 @@ from collections.abc import Mapping
 
 from bionets_jax.weights import preprocessing as prep
 
+# PyTorch's layers: kind -> rows (our collection, our leaf, their leaf, axes of ours in theirs)
+TORCH_LEAVES = {
+    "conv": (("params", "kernel", "weight", (2, 3, 1, 0)),),  # OIHW -> HWIO, with groups as without
+    "conv with bias": (
+        ("params", "kernel", "weight", (2, 3, 1, 0)),
+        ("params", "bias", "bias", (0,)),
+    ),
+    "norm": (
+        ("params", "scale", "weight", (0,)),
+        ("params", "bias", "bias", (0,)),
+        ("batch_stats", "mean", "running_mean", (0,)),
+        ("batch_stats", "var", "running_var", (0,)),
+    ),
+    "dense": (
+        ("params", "kernel", "weight", (1, 0)),  # (out, in) -> (in, out)
+        ("params", "bias", "bias", (0,)),
+    ),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Flavour:
@@ -35,8 +54,10 @@ class Layout:
     name: what it is called in messages and in `Pretrained.layout`.
     marks: keys that every file of the family has. Of several families whose marks a file has, it is of
       the one with the most.
-    modules: rows (our path, their name, kind), kind a key of `layouts.LEAVES`.
+    modules: rows (our path, their name, kind), kind a key of `leaves`.
     preprocessing: how its authors prepared the images, where the flavour does not say.
+    leaves: what the kinds of modules hold, and how: kind -> rows (our collection, our leaf, their leaf, axes of
+      ours in theirs).
     flavours: `EfficientNet.flavour` -> what else such a network needs; empty for networks without.
   """
 
@@ -44,6 +65,8 @@ class Layout:
   marks: tuple[str, ...]
   modules: tuple[tuple[str, str, str], ...]
   preprocessing: prep.Preprocessing
+  leaves: Mapping[str, tuple[tuple[str, str, str, tuple[int, ...]], ...]] = dataclasses.field(
+      default_factory=lambda: TORCH_LEAVES)
   flavours: Mapping[str, Flavour] = dataclasses.field(default_factory=dict)
 
 

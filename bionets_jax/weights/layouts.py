@@ -12,24 +12,6 @@ import numpy as np
 
 from bionets_jax.weights.families import LAYOUTS
 
-# kind -> rows (our collection, our leaf, their leaf, axes of ours in theirs)
-LEAVES = {
-    "conv": (("params", "kernel", "weight", (2, 3, 1, 0)),),  # OIHW -> HWIO, with groups as without
-    "conv with bias": (
-        ("params", "kernel", "weight", (2, 3, 1, 0)),
-        ("params", "bias", "bias", (0,)),
-    ),
-    "norm": (
-        ("params", "scale", "weight", (0,)),
-        ("params", "bias", "bias", (0,)),
-        ("batch_stats", "mean", "running_mean", (0,)),
-        ("batch_stats", "var", "running_var", (0,)),
-    ),
-    "dense": (
-        ("params", "kernel", "weight", (1, 0)),  # (out, in) -> (in, out)
-        ("params", "bias", "bias", (0,)),
-    ),
-}
 # torch counts the batches that a BatchNorm saw; nothing reads it (its momentum is a constant).
 _COUNTER = "num_batches_tracked"
 
@@ -80,7 +62,7 @@ def slot(layout, path):
     match = pattern.fullmatch("/".join(modules))
     if match is None:
       continue
-    for our_collection, our_leaf, their_leaf, axes in LEAVES[kind]:
+    for our_collection, our_leaf, their_leaf, axes in layout.leaves[kind]:
       if (collection, leaf) == (our_collection, our_leaf):
         return Slot(f"{theirs.format(**match.groupdict())}.{their_leaf}", axes)
   return None
