@@ -1,12 +1,19 @@
 """read_tensors: what it accepts, and what it says about the rest."""
 
+import io
+import os
 import pathlib
+import pickle
+import zipfile
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from bionets_jax.weights import Preprocessing, read_tensors
+import bionets_jax as bn
+from bionets_jax.counting import abstract_variables
+from bionets_jax.weights import Preprocessing, load_pretrained, read_tensors, to_layout
 
 TORCH_FILES = pathlib.Path(__file__).parent / "fixtures" / "torch_files"
 
@@ -46,7 +53,7 @@ def test_missing_file_is_named(tmp_path):
     read_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("name", ("model.h5", "model"))
+@pytest.mark.parametrize("name", ("model.ckpt", "model"))
 def test_unknown_suffix_names_those_that_work(tmp_path, name):
   (tmp_path / name).write_bytes(b"x")
   with pytest.raises(ValueError, match=r"\.safetensors, \.pth, \.pt, \.th"):
@@ -86,3 +93,113 @@ def test_preprocessing_is_checked(change, message):
   assert Preprocessing(**good).interpolation == "bilinear"
   with pytest.raises(ValueError, match=message):
     Preprocessing(**(good | change))
+
+
+# --- .npz -----------------------------------------------------------------------------------------------
+
+
+def npz_error(path):
+  with pytest.raises(ValueError) as error:
+    read_tensors(path)
+  assert str(path) in str(error.value)
+  return str(error.value)
+
+
+@pytest.mark.parametrize("save", (np.savez, np.savez_compressed))
+def test_npz(tmp_path, save):
+  tensors = {
+      "layer1.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "params/a/kernel": np.eye(3)[:, :2],
+      "turned": np.asfortranarray(np.arange(12.0).reshape(3, 4)), "count": np.zeros((), np.int64),
+      "none": np.zeros((0, 3), np.float16), "flags": np.array([True, False]), "big": np.arange(3, dtype=">f4"),
+      "zeros": np.zeros(1_000_000, np.float32)}  # compresses to a thousandth, as fresh weights do
+  save(tmp_path / "file.npz", **tensors)
+  found = read_tensors(tmp_path / "file.npz")
+  assert list(found) == list(tensors)
+  for key, value in tensors.items():
+    np.testing.assert_array_equal(found[key], value, strict=True)
+  # By its content, whatever it is called, as for the other kinds.
+  os.rename(tmp_path / "file.npz", tmp_path / "file.pth")
+  assert list(read_tensors(tmp_path / "file.pth")) == list(tensors)
+
+
+def test_torchs_keys_in_an_npz(tmp_path):
+  model = bn.create_model("resnet20_cifar")
+  template = abstract_variables(model, (32, 32, 3))
+  random = np.random.default_rng(0)
+  variables = jax.tree.map(lambda leaf: random.random(leaf.shape, np.float32), template)
+  tensors = to_layout(variables, "pytorch_resnet_cifar10")
+  np.savez(tmp_path / "file.npz", **{f"module.{key}": value for key, value in tensors.items()})
+  loaded = load_pretrained(tmp_path / "file.npz", template)
+  assert loaded.layout == "pytorch_resnet_cifar10"
+  jax.tree.map(np.testing.assert_array_equal, loaded.variables, variables)
+
+
+class Payload:
+  """Makes a folder when it is unpickled."""
+
+  def __init__(self, path):
+    self.path = str(path)
+
+  def __reduce__(self):
+    return os.mkdir, (self.path,)
+
+
+def test_objects_in_an_npz_are_refused_by_name(tmp_path):
+  trap = np.empty(1, object)
+  trap[0] = Payload(tmp_path / "trapped")
+  np.savez(tmp_path / "file.npz", a=np.ones(2), trap=trap)
+  assert "'trap' holds Python objects" in npz_error(tmp_path / "file.npz")
+  (tmp_path / "bare.npz").write_bytes(pickle.dumps(trap[0]))
+  npz_error(tmp_path / "bare.npz")
+  assert not (tmp_path / "trapped").exists()
+  np.savez(tmp_path / "file.npz", pairs=np.zeros(3, [("a", "f4"), ("b", "f4")]))
+  assert "'pairs' has the dtype" in npz_error(tmp_path / "file.npz")
+
+
+def npy(shape, data=bytes(8), descr="<f4"):
+  """The bytes of a .npy file whose header says this shape."""
+  file = io.BytesIO()
+  np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+  return file.getvalue() + data
+
+
+def zipped(path, *members, method=zipfile.ZIP_STORED):
+  with zipfile.ZipFile(path, "w", method) as file:
+    for name, data in members:
+      file.writestr(name, data)
+  return path
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_npz_files_that_declare_too_much(tmp_path):
+  path = tmp_path / "file.npz"
+  for shape in ((10**12,), (3,), (1,), (10**6, 10**6, 10**6), (-1, -2)):
+    assert "takes" in npz_error(zipped(path, ("a.npy", npy(shape))))
+  content = bytearray(zipped(path, ("a.npy", npy((2,)))).read_bytes())
+  at = content.index(b"PK\x01\x02")
+  content[at + 24:at + 28] = b"\xf0\xff\xff\xff"  # the length that the directory says
+  path.write_bytes(content)
+  assert "would unpack to 4294967280" in npz_error(path)
+  content[at + 20:at + 24] = b"\xf0\xff\xff\xff"  # and the compressed one
+  path.write_bytes(content)
+  assert "more bytes than the file has" in npz_error(path)
+  assert "two members" in npz_error(zipped(path, ("a.npy", npy((2,))), ("a.npy", npy((2,)))))
+  assert "compressed in a way" in npz_error(zipped(path, ("a.npy", npy((2,))), method=zipfile.ZIP_BZIP2))
+  assert "'b.txt' is no array" in npz_error(zipped(path, ("a.npy", npy((2,))), ("b.txt", b"")))
+  assert "no arrays" in npz_error(zipped(path))
+  assert "damaged" in npz_error(zipped(path, ("a.npy", b"no header")))
+  assert "damaged" in npz_error(zipped(path, ("a.npy", npy((2,), descr="<f4', 'a': ["))))
+
+
+@pytest.mark.parametrize("save", (np.savez, np.savez_compressed))
+def test_damaged_npz_files_are_named(tmp_path, save):
+  path, random = tmp_path / "file.npz", np.random.default_rng(0)
+  save(path, **{f"layer{i}": random.standard_normal(50) for i in range(8)})
+  content = path.read_bytes()
+  for length in (1, 3, 4, 40, len(content) // 2, len(content) - 30, len(content) - 1):
+    path.write_bytes(content[:length])
+    npz_error(path)
+  other = bytearray(content)
+  other[300] ^= 1
+  path.write_bytes(other)
+  assert "damaged" in npz_error(path)

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import bionets_jax as bn
-from bionets_jax.weights import layouts, load_pretrained, to_torch_layout
+from bionets_jax.weights import layouts, load_pretrained, to_layout
 from bionets_jax.weights.guess import guess_network
 
 NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet20_cifar", "resnet32_cifar")
@@ -37,7 +37,7 @@ def numbered(name):
 
 
 def write(tmp_path, name, change=lambda tensors: None):
-  tensors = to_torch_layout(numbered(name), layout_of(name))
+  tensors = to_layout(numbered(name), layout_of(name))
   change(tensors)
   path = tmp_path / "file.safetensors"
   save_file(tensors, path)
@@ -71,7 +71,7 @@ def test_export_and_import_are_inverse(tmp_path, name):
 def test_export_has_torchs_keys_and_names_itself(name):
   tree = template(name)
   blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), tree)
-  tensors = to_torch_layout(blank, layout_of(name))
+  tensors = to_layout(blank, layout_of(name))
   norms = sum(key.endswith("running_var") for key in tensors)
   assert len(tensors) == len(jax.tree.leaves(tree)) + norms
   assert guess_network(tensors) == (name, {})
@@ -81,7 +81,7 @@ def test_export_has_torchs_keys_and_names_itself(name):
 def test_export_axes():
   """A kernel (H, W, in, out) becomes (out, in, H, W), a dense one (out, in)."""
   variables = numbered("resnet20_cifar")
-  tensors = to_torch_layout(variables, "pytorch_resnet_cifar10")
+  tensors = to_layout(variables, "pytorch_resnet_cifar10")
   kernel = variables["params"]["stage2_block0"]["conv1"]["kernel"]
   assert kernel.shape == (3, 3, 16, 32)
   assert tensors["layer2.0.conv1.weight"].shape == (32, 16, 3, 3)
@@ -175,9 +175,9 @@ def test_a_template_without_shapes_is_an_error(tmp_path):
 def test_ic_networks_have_no_place_in_torchs_layout():
   blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape), template("ic_resnet20_cifar"))
   with pytest.raises(ValueError, match=r"no place for .*stage1_block0/conv1/"):
-    to_torch_layout(blank, "pytorch_resnet_cifar10")
+    to_layout(blank, "pytorch_resnet_cifar10")
   with pytest.raises(ValueError, match="known: torchvision, pytorch_resnet_cifar10"):
-    to_torch_layout(blank, "torch")
+    to_layout(blank, "torch")
 
 
 # --- a published checkpoint -----------------------------------------------------------------------

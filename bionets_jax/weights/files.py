@@ -1,13 +1,17 @@
 """Reads a checkpoint file into a flat dict of named NumPy arrays, whatever wrote it."""
 
 import os
+import zipfile
 from collections.abc import Mapping
 
 import numpy as np
 
+from bionets_jax.weights.keras_file import ARCHIVE_MEMBERS, HDF5_MAGIC, read_keras_file
+from bionets_jax.weights.npz_file import read_npz_file
 from bionets_jax.weights.torch_file import TorchFileError, read_torch_file
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".th")
+_KERAS = (".h5", ".hdf5", ".keras")
+SUFFIXES = (".safetensors", ".pth", ".pt", ".th", ".bin", ".npz", *_KERAS)
 # Training scripts save the network under one of these, beside the optimizer and the epoch.
 _WRAPPERS = ("state_dict", "model", "model_state_dict")
 
@@ -16,10 +20,11 @@ def read_tensors(path):
   """Reads the named tensors of a checkpoint.
 
   A file of a whole training run is unwrapped (`{'state_dict': ...}`, `{'model': ...}`), and the
-  `module.` that torch's DataParallel puts before every name is taken off.
+  `module.` that torch's DataParallel puts before every name is taken off. For Keras' names see
+  `read_keras_file`.
 
   Args:
-    path: a .safetensors, .pth, .pt or .th file.
+    path: a .safetensors, .pth, .pt, .th, .bin or .npz file, or one of Keras: .h5, .hdf5, .weights.h5, .keras.
 
   Returns:
     dict of str to array, in the file's order, each with the shape and dtype of the file.
@@ -42,8 +47,32 @@ def read_tensors(path):
     head = file.read(64)
   _refuse_stand_ins(path, head)
   # The suffix decides what is accepted, the content what it is: renamed files are common.
-  saved = _read_safetensors(path) if head[8:9] == b"{" else read_torch_file(path)
+  kind = _kind(path, head, suffix)
+  if kind == "keras":
+    return read_keras_file(path)
+  saved = {"safetensors": _read_safetensors, "npz": read_npz_file, "torch": read_torch_file}[kind](path)
   return _strip_module(_named_tensors(saved, path))
+
+
+def _kind(path, head, suffix):
+  """Whose file it is: 'safetensors', 'keras', 'npz' or 'torch'."""
+  by_suffix = "keras" if suffix in _KERAS else "npz" if suffix == ".npz" else "torch"
+  if head.startswith(HDF5_MAGIC):
+    return "keras"
+  if head[8:9] == b"{":
+    return "safetensors"
+  if not head.startswith(b"PK"):
+    return by_suffix
+  try:
+    with zipfile.ZipFile(path) as archive:
+      names = archive.namelist()
+  except Exception:  # damaged: its own reader will say
+    return by_suffix
+  if any(name in names for name in ARCHIVE_MEMBERS):
+    return "keras"
+  if any(name.endswith("data.pkl") for name in names):
+    return "torch"
+  return "npz" if names and all(name.endswith(".npy") for name in names) else by_suffix
 
 
 def _refuse_stand_ins(path, head):
