@@ -110,7 +110,8 @@ def test_npz(tmp_path, save):
   tensors = {
       "layer1.0.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "params/a/kernel": np.eye(3)[:, :2],
       "turned": np.asfortranarray(np.arange(12.0).reshape(3, 4)), "count": np.zeros((), np.int64),
-      "none": np.zeros((0, 3), np.float16), "flags": np.array([True, False]), "big": np.arange(3, dtype=">f4"),
+      "none": np.zeros((0, 3), np.float16), "flags": np.array([True, False]),
+      "big": np.arange(3, dtype=">f4"),
       "zeros": np.zeros(1_000_000, np.float32)}  # compresses to a thousandth, as fresh weights do
   save(tmp_path / "file.npz", **tensors)
   found = read_tensors(tmp_path / "file.npz")

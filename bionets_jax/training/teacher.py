@@ -133,8 +133,8 @@ def check_inheritance(
   result = inherit(teacher, student)
   if result.unused:
     shapes = [{"/".join(k): tuple(v.shape) for k, v in flatten_dict(t).items()} for t in (teacher, student)]
-    shown = "\n  ".join(f"{path}: {shapes[0][path]} in the teacher, {shapes[1].get(path, 'absent')} in the "
-                        "student" for path in result.unused[:10])
+    shown = "\n  ".join(f"{path}: {shapes[0][path]} in the weights, {shapes[1].get(path, 'absent')} in the "
+                        "model" for path in result.unused[:10])
     raise ValueError(
         f"{names[1]} cannot start from {names[0]}: {len(result.unused)} of its {len(shapes[0])} leaves do not "
         f"fit\n  {shown}" + ("\n  ..." if len(result.unused) > 10 else "")

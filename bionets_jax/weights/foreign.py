@@ -9,6 +9,7 @@ import numpy as np
 from bionets_jax.weights import layouts, timm_config
 from bionets_jax.weights.family import Layout
 from bionets_jax.weights.loading import Loaded
+from bionets_jax.weights.native import write_safetensors
 
 # --to -> layouts that the library reads
 LIBRARIES = {
@@ -71,11 +72,8 @@ def write_library(folder: str | os.PathLike, loaded: Loaded, library: str) -> li
     path = os.path.join(folder, "model.h5")
     write_keras_weights(path, tensors)
     return [path]
-  from safetensors.numpy import save_file
-
   path = os.path.join(folder, "model.safetensors")
-  save_file(tensors, f"{path}.tmp", metadata={"format": "pt"})  # transformers and timm ask for the format
-  os.replace(f"{path}.tmp", path)
+  write_safetensors(path, tensors, {"format": "pt"})  # transformers and timm ask for the format
   if library != "timm" or not timm_config.timm_name(loaded.name, loaded.options):
     return [path]
   config = os.path.join(folder, timm_config.CONFIG_FILE)

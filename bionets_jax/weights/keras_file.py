@@ -240,8 +240,8 @@ def _read_layer(file, group, name, kind, config, tensors, nameless):
     elif key in _CONTAINERS:
       _read_layers(file, file.enter(group, key), f"{name}/", config, tensors, nameless)
     elif key != _SEEDS:
-      kind, _ = split_number(key)
-      _read_layer(file, file.enter(group, key), f"{name}/{key}", kind, None, tensors, nameless)
+      inner, _ = split_number(key)
+      _read_layer(file, file.enter(group, key), f"{name}/{key}", inner, None, tensors, nameless)
 
 
 def _read_variables(file, group, name, kind, tensors):

@@ -31,17 +31,26 @@ def save_native(path: str | os.PathLike, variables: Mapping[str, Any], about: Ma
   arrays = {"/".join(k): np.ascontiguousarray(v) for k, v in flatten(variables).items()}
   text = json.dumps(about)
   path = os.fspath(path)
-  temporary = f"{path}.tmp"
-  if path.endswith(".npz"):
-    with open(temporary, "wb") as file:
-      np.savez(file, **{_KEY: np.frombuffer(text.encode(), np.uint8)}, **arrays)
-  else:
-    from safetensors.numpy import save_file
-
+  if not path.endswith(".npz"):
     # One metadata key only: the library writes several in random order, and equal runs should leave
     # equal bytes.
-    save_file(arrays, temporary, metadata={_KEY: text})
-  os.replace(temporary, path)
+    write_safetensors(path, arrays, {_KEY: text})
+    return
+  with open(f"{path}.tmp", "wb") as file:
+    np.savez(file, **{_KEY: np.frombuffer(text.encode(), np.uint8)}, **arrays)
+  os.replace(f"{path}.tmp", path)
+
+
+def write_safetensors(path: str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+  """Writes a .safetensors file, whole or not at all, for whoever may read files of this process.
+
+  The library's own `save_file` leaves a file that nobody else may read, whatever the umask.
+  """
+  from safetensors.numpy import save
+
+  with open(f"{path}.tmp", "wb") as file:
+    file.write(save(dict(arrays), metadata=dict(metadata)))
+  os.replace(f"{path}.tmp", path)
 
 
 def load_native(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -73,7 +73,7 @@ def _read(archive, info):
   with archive.open(info) as member:
     version = np.lib.format.read_magic(member)
     if version not in _HEADERS:
-      raise NpzFileError(f"{name!r:.80} has version {version} of the format, which arrays of numbers never have")
+      raise NpzFileError(f"{name!r:.80} has version {version} of the format, which no array of numbers has")
     shape, fortran, dtype = _HEADERS[version](member)
     if dtype.hasobject:
       raise NpzFileError(f"{name!r:.80} holds Python objects, and to unpickle them would run code")

@@ -49,6 +49,9 @@ def load_pretrained(path, template, *, model=None, model_name=""):
     timm_efficientnet         timm's tf_efficientnet_b0 to b7, of flavour='tf', and its own efficientnet_b0 to
                               b5, of flavour='torchvision' (B5 with norm_epsilon=1e-5). Their keys do not tell
                               the two apart: which of them a file is, is for the model's flavour to say.
+    keras_efficientnet        keras.applications' EfficientNetB0 to B7, of flavour='tf' if built for one size of
+                              image (the default), of flavour='keras' if for any; which, the model says. Mean
+                              and std are those of the file's own normalisation
     timm_mobilenetv1          timm's mobilenetv1_100 and mobilenetv1_125 (mobilenet with stem_stride=2,
                               act='relu6'; width=40)
 
@@ -59,7 +62,7 @@ def load_pretrained(path, template, *, model=None, model_name=""):
   tf_efficientnet_*.ap_in1k, efficientnet_*.ra4_*).
 
   Args:
-    path: a .safetensors, .pth, .pt or .th file.
+    path: a file that `read_tensors` reads.
     template: {'params': ..., 'batch_stats': ...} of arrays or ShapeDtypeStructs, as
       `jax.eval_shape(model.init, ...)` gives for the model without IC units.
     model: the module that the template is of. Needed for EfficientNets and MobileNets: what their fields

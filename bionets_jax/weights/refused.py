@@ -88,4 +88,13 @@ REFUSED = (
         "MobileNetV4, MNASNet, MixNet, FBNet, ... Ours has squeeze-and-excitation in every block, and swish",
         _TIMM,
         (_SE,)),
+    Refused(
+        "keras.applications' EfficientNetV2, whose first stages have one convolution in place of a depthwise "
+        "and a pointwise one. Ours is version 1; take EfficientNetB0 to B7",
+        ("stem_conv/kernel", "block1a_project_conv/kernel", "top_conv/kernel"),
+        ("block1a_dwconv/kernel",)),
+    Refused(
+        "a Keras file without names of layers, and not of an EfficientNet of keras.applications, whose layers "
+        "are known by their order. Save the model as .keras or .h5, which have the names",
+        ("conv2d/kernel",)),
 )
