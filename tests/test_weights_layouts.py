@@ -39,9 +39,9 @@ CASES = {
     "timm_efficientnet": ("timm_efficientnet", "efficientnet_b0", SMALL | {"flavour": "torchvision"}),
     "torchvision_resnext": ("torchvision", "resnet50", RESNEXT),
     "timm_seresnext": ("timm_seresnet", "resnet50", RESNEXT | {"se_reduction": 16}),
-    "torchvision_resnet": ("torchvision", "resnet18", {"stage_sizes": (2, 1, 1, 1)}),
-    "torchvision_wide_resnet": ("torchvision", "resnet50", {"stage_sizes": (1, 1, 2, 1), "base_width": 80}),
-    "timm_resnet": ("torchvision", "resnet50", {"stage_sizes": (1, 2, 1, 1)}),
+    "torchvision_resnet": ("torchvision", "resnet18", {"stage_sizes": (1, 2, 1, 1)}),
+    "torchvision_wide_resnet": ("torchvision", "resnet50", {"stage_sizes": (1, 1, 1, 1), "base_width": 24}),
+    "timm_resnet": ("torchvision", "resnet50", {"stage_sizes": (1, 1, 1, 1), "base_width": 16}),
     "torchvision_vgg": (
         "torchvision_vgg", "vgg16", {"stage_sizes": (1, 2, 1, 2, 1), "width": 8, "hidden": (24, 20), "pool": 7}),
     "timm_mobilenetv1": ("timm_mobilenetv1", "mobilenet", {"stem_stride": 2, "act": "relu6", "width": 8}),
@@ -194,6 +194,17 @@ def test_preprocessing_is_that_of_the_size(tmp_path, case, name, options, size, 
   assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
+def test_preprocessing_of_vgg_and_mobilenet(file_of):
+  def inputs(case):
+    return load(file_of(case), *CASES[case][1:2], **CASES[case][2]).preprocessing
+
+  size, resize, mean, std = golden()["mobilenetv1"]
+  found = inputs("timm_mobilenetv1")
+  assert (found.image_size, found.resize, found.interpolation) == (size, resize, "bicubic")
+  assert (found.mean, found.std) == ((mean,) * 3, (std,) * 3)
+  assert inputs("torchvision_vgg") == inputs("torchvision_resnet")
+
+
 def test_a_file_of_the_right_names_and_absurd_shapes_is_no_network():
   keys = ["conv1.weight", "fc.weight", "layer1.0.se.fc1.weight", "layer1.0.conv3.weight"]
   keys += [f"layer{stage}.{block}.conv{i}.weight" for stage, blocks in enumerate((3, 4, 6, 3), start=1)
@@ -248,6 +259,28 @@ def test_the_epsilon_must_be_the_files(file_of):
   assert message.endswith("Create it with norm_epsilon=1e-05")
 
 
+def test_stride_and_activation_must_be_the_files(file_of):
+  wanted = "stem_stride=2, act='relu6'"
+  message = error_of(file_of("timm_mobilenetv1"), "mobilenet", width=8, stem_stride=2)
+  assert f"its network has {wanted}; mobilenet has stem_stride=2, act='relu'. Create it with {wanted}" in message
+  _, template = network("mobilenet", width=8)
+  with pytest.raises(ValueError, match="Pass the module, created with stem_stride=2"):
+    load_pretrained(file_of("timm_mobilenetv1"), template)
+
+
+@pytest.mark.parametrize("change", ({"hidden": ()}, {"hidden": (24,)}, {"hidden": (24, 20, 20)}, {"pool": 14}))
+def test_torchvision_has_no_other_vgg(change):
+  model, template = network("vgg16", **CASES["torchvision_vgg"][2] | change)
+  variables = jax.tree.map(lambda leaf: np.broadcast_to(BLANK, leaf.shape), template)
+  with pytest.raises(ValueError, match="torchvision_vgg layout has no place for .*params/head/kernel"):
+    to_layout(variables, "torchvision_vgg")
+
+
+def test_a_vgg_for_small_images_is_told_what_the_file_is(file_of):
+  message = error_of(file_of("torchvision_vgg"), "vgg16")
+  assert "looks like vgg16 with stage_sizes=(1, 2, 1, 2, 1), width=8, hidden=(24, 20), pool=7" in message
+
+
 def test_differences_are_named(file_of):
   message = error_of(file_of("timm_seresnext"), "resnet50", **RESNEXT)
   assert "left over in the file (20)" in message and "layer1.0.se.fc1.weight" in message  # 5 blocks of 4
@@ -300,6 +333,11 @@ def test_a_teacher_has_the_students_options(file_of):
     assert new and all("pair" in path for path in new)
   teacher = teacher_for(file_of("torchvision_resnext"), "ic_resnet50_b", alpha="learned", **RESNEXT)
   assert (teacher.model.groups, teacher.model.base_width) == (8, 4)
+  for case, student in (("torchvision_vgg", "ic_vgg16"), ("timm_mobilenetv1", "ic_mobilenet")):
+    _, name, options = CASES[case]
+    teacher = teacher_for(file_of(case), student, alpha="learned", **options)
+    grown = abstract_variables(bn.create_model(student, 7, alpha="learned", **options), (64, 64, 3))
+    assert teacher.name == name and check_inheritance(teacher.variables, grown, (name, student))
 
 
 def test_a_teacher_of_another_flavour_says_which_option_to_give(file_of):

@@ -80,6 +80,16 @@ def test_own_weights_in_both_formats(workdir, cifar, tmp_path):
     np.testing.assert_array_equal(file["params/head/kernel"], variables["params"]["head"]["kernel"])
 
 
+@pytest.mark.parametrize("name", ["w.safetensors", "w.npz"])
+def test_scalars_and_other_memory_orders_come_back(name, tmp_path):
+  """A learned alpha is a scalar; a transposed view lies in memory otherwise than its shape says."""
+  options = {"alpha": "learned", "stage_sizes": [1, 1, 1], "width": 4}
+  variables = variables_of(bn.create_model("ic_resnet20_cifar", **options))
+  variables["params"]["head"]["kernel"] = np.asfortranarray(variables["params"]["head"]["kernel"])
+  save_native(tmp_path / name, variables, about_of("ic_resnet20_cifar", options))
+  same(bn.weights.load(tmp_path / name).variables, variables)
+
+
 def test_foreign_weights_say_what_they_are(cifar, tmp_path):
   """Name, depth, classes and channels of a file come from its keys and shapes."""
   model = bn.create_model("resnet32_cifar", 7)

@@ -211,18 +211,20 @@ def to_layout(variables, layout, extras=None):
     variables: {'params': ..., 'batch_stats': ...}, trees of arrays.
     layout: a name of `LAYOUTS`, such as 'torchvision'.
     extras: {their key: array} of what is no variable of the network, such as `Pretrained.extras`: the counts
-      of batches that PyTorch's BatchNorm keeps, and what the layout has besides.
+      of batches that PyTorch's BatchNorm keeps, and what the layout has besides. None for a network that is
+      not from a file of this layout.
 
   Returns:
     dict of their key to a contiguous array in their axis order, with our dtype. A count of batches that is
-    not among the extras is an int64 zero. `safetensors.numpy.save_file` writes PyTorch's.
+    not among the extras is an int64 zero; with extras that have no count there is none, as in files of
+    PyTorch before 0.4.1. `safetensors.numpy.save_file` writes PyTorch's.
 
   Raises:
     ValueError: an unknown layout, a leaf that it has no place for (an IC layer's, say), or an extra that it
       has no use for.
   """
   layout = find_layout(layout)
-  tensors, homeless = {}, []
+  tensors, counts, homeless = {}, {}, []
   leaves = flatten(variables)
   places = slots(layout, {path: np.shape(leaf) for path, leaf in leaves.items()})
   for path, leaf in leaves.items():
@@ -232,13 +234,15 @@ def to_layout(variables, layout, extras=None):
       continue
     tensors[place.key] = place.to_foreign(np.asarray(leaf))
     if layout.counter and place.key.endswith(".running_var"):
-      tensors[place.key.removesuffix("running_var") + layout.counter] = np.zeros((), np.int64)
+      counts[place.key.removesuffix("running_var") + layout.counter] = np.zeros((), np.int64)
   if homeless:
     raise ValueError(
         f"the {layout.name} layout has no place for {len(homeless)} leaves:"
         f" {', '.join(homeless[:12])}{', ...' if len(homeless) > 12 else ''}"
     )
-  extras = dict(extras or {})
+  if extras is None or extras.keys() & counts:
+    tensors |= counts
+  extras = extras or {}
   useless = [key for key in extras if not is_extra(layout, key, tensors)]
   if useless:
     raise ValueError(

@@ -62,9 +62,10 @@ class Mismatch:
   def _classes(self, layout, tensors, leaves):
     """(how the numbers of classes differ, whether nothing else does); ('', False) if they agree."""
     slot = layouts.slot(layout, _HEAD)
-    theirs = slot.from_foreign(tensors[slot.key]).shape if slot and slot.key in tensors else ()
+    present = slot is not None and slot.key in tensors
+    theirs = slot.from_foreign(tensors[slot.key]).shape if present else ()
     ours = tuple(leaves[_HEAD].shape) if _HEAD in leaves else ()
-    if ours[-1:] == theirs[-1:]:
+    if ours[-1:] == theirs[-1:] or (present and len(theirs) != 2):
       return "", False
     owner = slot.key.rpartition(layout.separator)[0] + layout.separator if slot else ""
     only = all(key[1] == "head" for key in (*self.missing, *self.misshapen)) and all(

@@ -28,7 +28,8 @@ def save_native(path: str | os.PathLike, variables: Mapping[str, Any], about: Ma
       paths, 'params/stem_conv/kernel'.
     about: JSON-serialisable: 'model', 'options', 'num_classes', 'image_shape', 'preprocessing', ...
   """
-  arrays = {"/".join(k): np.ascontiguousarray(v) for k, v in flatten(variables).items()}
+  # Contiguous, which safetensors takes for granted; np.ascontiguousarray would make (1,) of a scalar.
+  arrays = {"/".join(k): np.asarray(v, order="C") for k, v in flatten(variables).items()}
   text = json.dumps(about)
   path = os.fspath(path)
   if not path.endswith(".npz"):

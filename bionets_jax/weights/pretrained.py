@@ -56,10 +56,12 @@ def load_pretrained(path, template, *, model=None, model_name=""):
                               act='relu6'; width=40)
 
   Every leaf of the template must be in the file with the right shape, and every tensor of the
-  file must be used: nothing is left at its random value in silence. What leaves no trace in keys and
-  shapes cannot be seen: networks of timm whose pooling differs (resnetblur50, resnetaa50), and files whose
-  authors normalise images otherwise than the rest of the family (mean and std 0.5: timm's
-  tf_efficientnet_*.ap_in1k, efficientnet_*.ra4_*).
+  file must be used: nothing is left at its random value in silence. Files without a head fit a model
+  without one. What leaves no trace in keys and shapes cannot be seen: networks of timm that pool before
+  their strides (resnetaa50, resnetblur18, resnetblur50, efficientnet_blur_b0), and files whose authors
+  prepare images otherwise than the rest of the family: with mean and std 0.5 (timm's
+  tf_efficientnet_*.ap_in1k, resnet34.ra4_*, efficientnet_b0.ra4_*, efficientnet_b1.ra4_*), or at other sizes
+  and bicubic (timm's ResNets, whose keys are torchvision's).
 
   Args:
     path: a file that `read_tensors` reads.

@@ -94,7 +94,7 @@ REFUSED = (
         ("stem_conv/kernel", "block1a_project_conv/kernel", "top_conv/kernel"),
         ("block1a_dwconv/kernel",)),
     Refused(
-        "a Keras file without names of layers, and not of an EfficientNet of keras.applications, whose layers "
-        "are known by their order. Save the model as .keras or .h5, which have the names",
+        "a Keras file without names of layers, and not of an EfficientNet of keras.applications, whose order "
+        "of layers is known. Save the model as .keras or .h5, which have the names",
         ("conv2d/kernel",)),
 )

@@ -41,12 +41,12 @@ class Parts:
 
   Attributes:
     definitions: (module, text), in the order of `MODULES`.
-    imports: lines, sorted as isort does.
+    imports: groups of lines, of the standard library and of others, sorted as isort does.
     names: every name that the definitions use.
   """
 
   definitions: tuple[tuple[str, str], ...]
-  imports: tuple[str, ...]
+  imports: tuple[tuple[str, ...], ...]
   names: frozenset[str]
 
 
@@ -80,11 +80,13 @@ def collect(text: str, roots: Collection[str], flags: Mapping[str, Any]) -> Part
         lines.add(module.outside[other])
   definitions = tuple((name, needed[one]) for name, module in modules.items()
                       for one in module.definitions if one in needed)
-  return Parts(definitions, tuple(sorted(lines, key=_import_order)), frozenset(used))
+  groups = (tuple(sorted((line for line in lines if _is_standard(line) == standard),
+                         key=lambda line: (line.startswith("from"), line))) for standard in (True, False))
+  return Parts(definitions, tuple(filter(None, groups)), frozenset(used))
 
 
 def fold(source: str, flags: Mapping[str, Any]) -> str:
-  """Decides every `if` that asks for flags alone: only the branch that holds is left, one level further out."""
+  """Decides every `if` that asks for flags alone: the branch that holds is left, one level further out."""
   while (node := _decidable(source, flags)) is not None:
     lines = source.splitlines()
     holds = eval(compile(ast.Expression(node.test), "flags", "eval"), {"__builtins__": {}}, dict(flags))
@@ -151,6 +153,5 @@ def _names(text: str) -> set[str]:
   return {node.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Name)} - set(dir(builtins))
 
 
-def _import_order(line: str) -> tuple[bool, bool, str]:
-  package = line.split()[1].split(".")[0]
-  return package not in sys.stdlib_module_names, line.startswith("from"), line
+def _is_standard(line: str) -> bool:
+  return line.split()[1].split(".")[0] in sys.stdlib_module_names

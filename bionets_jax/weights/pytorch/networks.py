@@ -72,7 +72,8 @@ def call(function: str, *args: Any, **kwargs: Any) -> Code:
       return f"({', '.join(map(show, value))}{',' * (len(value) == 1)})"
     raise ValueError(f"{value!r}: an option of the network should be a number here")
 
-  return Code(f"{function}({', '.join([*map(show, args), *(f'{k}={show(v)}' for k, v in kwargs.items())])})")
+  shown = [*map(show, args), *(f"{key}={show(value)}" for key, value in kwargs.items())]
+  return Code(f"{function}({', '.join(shown)})")
 
 
 def describe(model: nn.Module, channels: int) -> Network:
@@ -165,16 +166,16 @@ def _resnet(model: nn.Module, channels: int) -> Layers:
     num_fp, num_plain = model.blocks_of_stage(i)
     for j in range(num_fp + num_plain):
       halve = i > 1 and j == 0
-      stride = {"stride": 2} if halve else {}
+      stride = 2 if halve else 1
       if j < num_fp:
-        q = _option(model.fp_block, "expansion")
-        made = call("FPBlock", inputs, max(1, int(q * features)), features, **({"pool": True} if halve else {}))
+        middle = max(1, int(_option(model.fp_block, "expansion") * features))
+        made = call("FPBlock", inputs, middle, features, **_changed(pool=(halve, False)))
       elif model.block == "bottleneck":
-        groups = {"groups": model.groups} if model.groups > 1 else {}
         middle = width * model.base_width // 64 * model.groups
-        made = call("Bottleneck", inputs, middle, features, **stride, **groups)
+        made = call("Bottleneck", inputs, middle, features,
+                    **_changed(stride=(stride, 1), groups=(model.groups, 1)))
       else:
-        made = call(block.__name__, inputs, features, **stride)
+        made = call(block.__name__, inputs, features, **_changed(stride=(stride, 1)))
       yield f"stage{i}_block{j}", made
       inputs = features
   yield from _POOL
@@ -211,9 +212,9 @@ def _mobilenet(model: nn.Module, channels: int) -> Layers:
   inputs = model.width
   for i, blocks in enumerate(model.stage_sizes, start=1):
     for j in range(blocks):
-      stride = {"stride": 2} if i > 1 and j == 0 else {}
-      yield f"stage{i}_block{j}", call("MobileNetBlock", inputs, model.width * 2**i, **stride)
-      inputs = model.width * 2**i
+      features, stride = model.width * 2**i, 2 if i > 1 and j == 0 else 1
+      yield f"stage{i}_block{j}", call("MobileNetBlock", inputs, features, **_changed(stride=(stride, 1)))
+      inputs = features
   yield from _POOL
   yield from _head(inputs, model.num_classes)
 
@@ -232,10 +233,10 @@ def _efficientnet(model: nn.Module, channels: int) -> Layers:
     features = round_features(stage.features, model.width)
     for j, rate in enumerate(rates[i - 1]):
       stride = stage.stride if j == 0 else 1
-      dropped = rate and stride == 1 and inputs == features
+      adds = stride == 1 and inputs == features
       yield f"stage{i}_block{j}", call(
-          "MBConv", inputs, features, kernel=stage.kernel, **({"stride": stride} if stride != 1 else {}),
-          **({"expand": stage.expand} if stage.expand != 1 else {}), **({"drop_rate": rate} if dropped else {}))
+          "MBConv", inputs, features, kernel=stage.kernel,
+          **_changed(stride=(stride, 1), expand=(stage.expand, 1), drop_rate=(rate if adds else 0.0, 0.0)))
       inputs = features
   top = round_features(1280, model.width)
   if unit_class(model.pointwise) is GroupedPointwise:
@@ -255,8 +256,8 @@ def _stem(
 ) -> Layers:
   padding = kernel // 2 if padding is None else padding
   yield "stem_conv", call(
-      "nn.Conv2d", channels, features, kernel, **({"stride": stride} if stride != 1 else {}),
-      **({"padding": padding} if padding else {}), **({} if bias else {"bias": False}))
+      "nn.Conv2d", channels, features, kernel,
+      **_changed(stride=(stride, 1), padding=(padding, 0), bias=(bias, True)))
   yield "stem_bn", call("norm", features)
   yield "stem_act", call(act)
 
@@ -266,6 +267,11 @@ def _head(inputs: int, num_classes: int | None, dropout: float = 0.0) -> Layers:
     if dropout:
       yield "head_dropout", call("nn.Dropout", dropout)
     yield "head", call("nn.Linear", inputs, num_classes)
+
+
+def _changed(**arguments: tuple[Any, Any]) -> dict[str, Any]:
+  """Of arguments with their defaults those that are something else."""
+  return {name: value for name, (value, default) in arguments.items() if value != default}
 
 
 _WRITERS = {"ResNet": _resnet, "VGG": _vgg, "MobileNet": _mobilenet, "EfficientNet": _efficientnet}

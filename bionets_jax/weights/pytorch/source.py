@@ -1,28 +1,17 @@
 """Writes `model.py`: a network as a PyTorch module in a file of its own."""
 
 import json
+import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bionets_jax.weights.papers import papers_of
 from bionets_jax.weights.preprocessing import Preprocessing
 from bionets_jax.weights.pytorch.assemble import collect
 
 _WIDTH = 100
-
-_PAPERS = {
-    "IC": "IC Networks: Remodeling the Basic Unit for Convolutional Neural Networks",
-    "FP": "Feature Products Yield Efficient Networks",
-    "K": "Grouped Pointwise Convolutions Significantly Reduces Parameters in EfficientNet",
-    "ResNet": "Deep Residual Learning for Image Recognition (He et al. 2016)",
-    "ResNeXt": "Aggregated Residual Transformations for Deep Neural Networks (Xie et al. 2017)",
-    "SE": "Squeeze-and-Excitation Networks (Hu et al. 2018)",
-    "VGG": "Very Deep Convolutional Networks for Large-Scale Image Recognition (Simonyan and Zisserman 2015)",
-    "MobileNet": "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision Applications (Howard et "
-                 "al. 2017)",
-    "EfficientNet": "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks (Tan and Le 2019)",
-}
-
+_PREPROCESSING = ("mean", "std", "resize", "image_size", "interpolation")
 
 def pytorch_source(
     name: str, options: Mapping[str, Any], num_classes: int | None, image_shape: Sequence[int],
@@ -57,44 +46,37 @@ def pytorch_source(
 
   options = _json(options)
   if options.pop("dtype", None) not in (None, "float32"):
-    raise ValueError("dtype: leave it out; in PyTorch torch.autocast decides what is computed in which precision")
-  height, width, channels = _check_shape(image_shape)
-  if len(preprocessing.mean) not in (1, channels):
-    raise ValueError(f"preprocessing: {len(preprocessing.mean)} means for images of {channels} channels")
+    raise ValueError("dtype: leave it out; in PyTorch torch.autocast decides what is in half precision")
+  shape = _check_shape(image_shape)
+  if len(preprocessing.mean) not in (1, shape[2]):
+    raise ValueError(f"preprocessing: {len(preprocessing.mean)} means for images of {shape[2]} channels")
+  num_classes = num_classes or 0
   if class_names and len(class_names) != num_classes:
-    raise ValueError(f"{len(class_names)} class names for {num_classes or 0} classes")
+    raise ValueError(f"{len(class_names)} class names for {num_classes} classes")
   try:
-    model = create_model(name, num_classes or 0, **options)
-    network = describe(model, channels)
+    network = describe(create_model(name, num_classes, **options), shape[2])
   except TypeError as error:
     raise ValueError(f"{name}: an option of the wrong kind among {options}: {error}") from error
 
   flags = {key: default for key, (default, _) in FLAGS.items()} | dict(network.flags)
-  flags |= {"GREY": channels == 1, "NAMED": bool(class_names)}
-  config = {
-      "model": name, "options": options, "num_classes": num_classes or 0, "image_shape": (height, width, channels),
-      "preprocessing": {
-          "mean": preprocessing.mean, "std": preprocessing.std, "resize": preprocessing.resize,
-          "image_size": preprocessing.image_size, "interpolation": preprocessing.interpolation}}
+  flags |= {"GREY": shape[2] == 1, "NAMED": bool(class_names)}
   create = _create(network.layers)
   parts = collect(create, ("load", "preprocess", *(["main"] if num_classes else [])), flags)
-  constants = [f"{key} = {flags[key]!r}  # {meaning}" for key, (_, meaning) in FLAGS.items() if key in parts.names]
-
-  def of(wanted):
-    return [text for module, text in parts.definitions if (module == "weights") == wanted]
-
-  standard = [line for line in parts.imports if line.split()[1] in ("math", "os", "sys", "collections")]
-  blocks = [
-      _docstring(name, flags, parts, num_classes),
-      "\n\n".join("\n".join(group) for group in (standard, [x for x in parts.imports if x not in standard]) if group),
-      "\n".join([_literal("CONFIG", config), *constants]),
-      *of(False), create, *of(True)]
+  config = {
+      "model": name, "options": options, "num_classes": num_classes, "image_shape": shape,
+      "preprocessing": {key: getattr(preprocessing, key) for key in _PREPROCESSING}}
+  constants = [f"{key} = {flags[key]!r}  # {meaning}"
+               for key, (_, meaning) in FLAGS.items() if key in parts.names]
+  layers, reading = ([text for module, text in parts.definitions if (module == "weights") == wanted]
+                     for wanted in (False, True))
+  head = [_docstring(name, options, num_classes), *map("\n".join, parts.imports),
+          "\n".join([_literal("CONFIG", config), *constants])]
+  blocks = ["\n\n".join(head), *layers, create, *reading]
   if class_names:
     blocks.append(_literal("CLASS_NAMES", list(map(str, class_names))))
   if num_classes:
     blocks.append('if __name__ == "__main__":\n  main(sys.argv[1:])')
-  head, imports, config_text, *rest = blocks
-  return "\n\n\n".join([f"{head}\n\n{imports}\n\n{config_text}", *rest]) + "\n"
+  return "\n\n\n".join(blocks) + "\n"
 
 
 def _json(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -102,7 +84,8 @@ def _json(options: Mapping[str, Any]) -> dict[str, Any]:
     try:
       json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
-      raise ValueError(f"{key}={value!r}: give a JSON value; the PyTorch source cannot hold other objects") from error
+      raise ValueError(
+          f"{key}={value!r}: give a JSON value; the PyTorch source cannot hold other objects") from error
   return json.loads(json.dumps(dict(options)))
 
 
@@ -113,26 +96,24 @@ def _check_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
   return shape
 
 
-def _docstring(name, flags, parts, num_classes):
-  used = {module for module, _ in parts.definitions}
-  wanted = [key for key, there in (
-      ("IC", "ic" in used), ("FP", "fp" in used), ("K", flags["KCONV"]),
-      ("ResNet", used & {"resnet", "fp"}), ("ResNeXt", "resnext" in name), ("SE", flags["SE_REDUCTION"]),
-      ("VGG", "vgg" in used), ("MobileNet", "mobilenet" in used), ("EfficientNet", "efficientnet" in used))
-            if there]
-  sources = "\n".join(textwrap.fill(f"* {_PAPERS[key]}", _WIDTH, subsequent_indent="  ") for key in wanted)
+def _docstring(name: str, options: Mapping[str, Any], num_classes: int) -> str:
+  sources = []
+  for paper in papers_of(name, options):
+    where = f"arXiv:{paper.where['eprint']}" if "eprint" in paper.where else paper.where.get("journal", "")
+    text = f"* {paper.title}, {paper.year}{where and f' ({where})'}"
+    sources.append(textwrap.fill(re.sub("[{}]", "", text), _WIDTH, subsequent_indent="  "))
   replaced = "; model.head is what to replace for other classes" if num_classes else ""
-  command = "    python model.py IMAGE...                 # prints the most likely classes\n" if num_classes else ""
+  command = "    python model.py IMAGE...              # prints the most likely classes\n" * bool(num_classes)
   return f'''"""{name} in PyTorch, written by bionets_jax to go beside the weights.
 
-    model = load()                           # from weights.safetensors (or .npz) beside this file
-    logits = model(preprocess(images))       # uint8 (N, H, W, C), or PIL images
-    model.train()                            # to go on training{replaced}
+    model = load()                        # from weights.safetensors (or .npz) beside this file
+    logits = model(preprocess(images))    # uint8 (N, H, W, C), or PIL images
+    model.train()                         # to go on training{replaced}
 {command}
 Needs torch and NumPy, safetensors for weights of that kind and Pillow for image files.
 
 Sources:
-{sources}
+{chr(10).join(sources)}
 
 Code: Apache-2.0.
 """'''

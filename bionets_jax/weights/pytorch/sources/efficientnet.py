@@ -34,7 +34,7 @@ def drop_connect(x, rate, training):
 
 
 class MBConv(nn.Module):
-  """Expand 1x1, depthwise k x k, squeeze-and-excitation, project 1x1, plus the input where the shape allows."""
+  """Expand 1x1, depthwise k x k, squeeze-and-excitation, project 1x1; plus the input where that fits."""
 
   def __init__(self, inputs, features, kernel, stride=1, expand=1, drop_rate=0.0):
     super().__init__()

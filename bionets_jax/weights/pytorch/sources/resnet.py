@@ -98,7 +98,7 @@ class Bottleneck(nn.Module):
 
 
 class PreActBlock(nn.Module):
-  """BN-ReLU-conv3x3-BN-ReLU-conv3x3, plus the shortcut; where the shape changes, a convolution after the ReLU."""
+  """BN-ReLU-conv3x3-BN-ReLU-conv3x3, plus the shortcut, which may branch off behind the first ReLU."""
 
   def __init__(self, inputs, features, stride=1):
     super().__init__()

@@ -22,7 +22,7 @@ class VGGBlock(nn.Module):
 
 
 class FlattenPixels(nn.Module):
-  """(N, C, H, W) to (N, H * W * C), the channels of a pixel side by side: what the weights were trained on."""
+  """(N, C, H, W) to (N, H * W * C), the channels of a pixel side by side, as the weights have it."""
 
   def forward(self, x):
     return x.permute(0, 2, 3, 1).flatten(1)

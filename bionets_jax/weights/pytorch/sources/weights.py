@@ -80,7 +80,7 @@ def preprocess(images):
   """Images as the network takes them: float32 (N, C, H, W).
 
   Args:
-    images: uint8 (N, H, W, C), an array or a tensor, of the network's size; or a PIL image, or a list of them,
+    images: uint8 (N, H, W, C), an array or a tensor, of the right size; or a PIL image, or a list of them,
       which are resized and cropped as for the evaluation.
   """
   if not isinstance(images, (np.ndarray, torch.Tensor)):
