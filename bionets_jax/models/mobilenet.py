@@ -100,8 +100,8 @@ class MobileNet(nn.Module):
   def __call__(
       self, images: jax.Array, train: bool = False, endpoints: bool | Collection[str] = False
   ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
-    self.check()
     check_sockets(self)
+    self.check()
     act = ACTS[self.act]
     norm = functools.partial(
         BatchNorm, use_running_average=not train, groups=self.batch_norm_groups, dtype=self.dtype)
@@ -113,8 +113,8 @@ class MobileNet(nn.Module):
       for j in range(blocks):
         x = MobileNetBlock(
             self.width * 2**i, stride=2 if i > 1 and j == 0 else 1, conv=self.conv,
-            pointwise=self.pointwise, pair=self.pair, norm=norm, act=act,
-            dtype=self.dtype, name=f"stage{i}_block{j}")(x)
+            pointwise=self.pointwise, pair=self.pair, norm=norm, act=act, dtype=self.dtype,
+            name=f"stage{i}_block{j}")(x)
       found[f"stage{i}"] = x
     x = found["pre_logits"] = mean_pool(x)
     if self.num_classes is not None:

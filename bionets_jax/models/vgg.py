@@ -85,6 +85,7 @@ class VGG(nn.Module):
       raise ValueError(f"VGG: images of {height} x {width} pixels vanish in {len(self.stage_sizes)} "
                        f"max-pools; each side needs {least} at least")
     check_sockets(self)
+    self.check()
     norm = functools.partial(
         BatchNorm, use_running_average=not train, groups=self.batch_norm_groups, dtype=self.dtype)
     found = {}

@@ -12,12 +12,11 @@ from bionets_jax.counting import abstract_variables
 from bionets_jax.models import create_model
 from bionets_jax.weights import layouts
 from bionets_jax.weights.family import Layout
-from bionets_jax.weights.files import read_tensors
 from bionets_jax.weights.guess import guess_network
 from bionets_jax.weights.locate import Located, locate
 from bionets_jax.weights.native import LAYOUT, find_weights, is_native, load_native
 from bionets_jax.weights.preprocessing import Preprocessing
-from bionets_jax.weights.pretrained import load_pretrained
+from bionets_jax.weights.pretrained import fill, read_known
 
 _SHOWN = 12
 
@@ -106,15 +105,7 @@ def load_as(
   Raises:
     FileNotFoundError, ValueError: as `load_pretrained`.
   """
-  model = create_model(name, num_classes, dtype=dtype, **options)
-  template = abstract_variables(model, (224, 224, channels))
-  pretrained = load_pretrained(path, template, model=model, model_name=name)
-  # What the source publishes of one network is more than what its family has in common.
-  preprocessing = located.preprocessing or pretrained.preprocessing
-  side = preprocessing.image_size
-  return Loaded(
-      model, name, dict(options), num_classes, pretrained.variables, preprocessing, pretrained.layout,
-      located.source, path, (), (side, side, channels), pretrained.extras)
+  return _fill(located, path, *read_known(path), name, options, num_classes, channels, dtype)
 
 
 def check_fit(
@@ -160,23 +151,36 @@ def _load_own(
 def _load_foreign(
     located: Located, path: str, name: str, num_classes: int | None, dtype: Any, options: dict[str, Any]
 ) -> Loaded:
-  tensors = read_tensors(path)
-  layout = layouts.recognise(tensors)
-  guess = guess_network(tensors)
-  known = (located.name, dict(located.options)) if located.name else guess or ("", {})
-  if not name and not known[0] and layout:
+  tensors, layout = read_known(path)
+  known = located.name, dict(located.options)
+  if not located.name:
+    known = guess_network(tensors) or ("", {})
+  if not name and not known[0]:
     raise ValueError(
         f"{path} ({layout.name} layout): its keys and shapes do not say which network it is; give its name, one "
         "of bionets_jax.list_models(), and options that are not the defaults")
   if not name or name == known[0]:
     name, options = known[0], known[1] | options
-  if layout:
-    options = _flavour(layout, name, options)
-    channels, found = _first_and_last(layout, tensors)
-    classes = found if num_classes is None else num_classes
-  else:  # load_pretrained says what it knows
-    name, channels, classes = name or "resnet50", 3, num_classes or 1000
-  return load_as(located, path, name, options, num_classes=classes, channels=channels, dtype=dtype)
+  options = _flavour(layout, name, options)
+  channels, classes = _first_and_last(layout, tensors)
+  if num_classes is not None:
+    classes = num_classes
+  return _fill(located, path, tensors, layout, name, options, classes, channels, dtype)
+
+
+def _fill(
+    located: Located, path: str, tensors: Mapping[str, np.ndarray], layout: Layout, name: str,
+    options: Mapping[str, Any], num_classes: int, channels: int, dtype: Any
+) -> Loaded:
+  model = create_model(name, num_classes, dtype=dtype, **options)
+  template = abstract_variables(model, (224, 224, channels))
+  pretrained = fill(template, tensors, layout, path, model=model, model_name=name)
+  # What the source publishes of one network is more than what its family has in common.
+  preprocessing = located.preprocessing or pretrained.preprocessing
+  side = preprocessing.image_size
+  return Loaded(
+      model, name, dict(options), num_classes, pretrained.variables, preprocessing, pretrained.layout,
+      located.source, path, (), (side, side, channels), pretrained.extras)
 
 
 def _flavour(layout: Layout, name: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -80,6 +80,11 @@ def load_pretrained(path, template, *, model=None, model_name=""):
       message lists what is missing, left over and misshapen), or the model computes something else with
       these weights than the network they are of.
   """
+  return fill(template, *read_known(path), path, model=model, model_name=model_name)
+
+
+def read_known(path):
+  """(tensors, Layout) of a file whose layout is known; raises as `load_pretrained`."""
   tensors = read_tensors(path)
   layout = layouts.recognise(tensors)
   if layout is None:
@@ -90,6 +95,11 @@ def load_pretrained(path, template, *, model=None, model_name=""):
         f"{path}: unknown layout, its {len(tensors)} tensors begin with"
         f" {', '.join(list(tensors)[:5])}. Known layouts: {known}"
     )
+  return tensors, layout
+
+
+def fill(template, tensors, layout, path, *, model=None, model_name=""):
+  """`load_pretrained` of a file that `read_known` has read."""
   # Parameters first: in a message of twelve lines they say more than statistics.
   leaves = dict(sorted(layouts.flatten(template).items(), key=lambda item: item[0][0] != "params"))
   if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves.values()):
