@@ -17,7 +17,7 @@ Then, on the same images:
 
 The images have odd sides and not the size that the networks are made for: strides, paddings and the pools
 differ most there. Prints a table; exits with 1 if 'eval' or 'train' is above 1e-4, 'float32' above 1e-4 and
-twice the rounding, or a byte differs. All networks take an hour on two CPU cores and 8 GB of memory. The tests
+twice the rounding, or a byte differs. All networks take half an hour on two CPU cores and 8 GB of memory. The tests
 compare narrow networks in the same way.
 """
 

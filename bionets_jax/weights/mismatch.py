@@ -88,7 +88,9 @@ def _look(tensors, model, model_name):
   if not guess:
     return ""
   name, options = guess
-  if name == model_name and all(getattr(model, key, None) == value for key, value in options.items()):
+  own = {key: getattr(model, key, None) for key in options}
+  own = {key: tuple(value) if isinstance(value, list) else value for key, value in own.items()}  # from JSON
+  if name == model_name and own == options:
     return ""
   text = ", ".join(f"{key}={value!r}" for key, value in options.items())
   return f"this file looks like {name}" + (f" with {text}" if text else "")
