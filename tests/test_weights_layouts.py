@@ -356,7 +356,7 @@ def test_options_of_an_evaluated_network(file_of, capsys):
       path, "--model=efficientnet_b0", "--model-option=flavour=tf", "--model-option=width=0.25"])
   assert options.model_options == {"flavour": "tf", "width": 0.25}
   for wrong, message in ((["--model=resnet50", "--model-option=groups"], "give NAME=VALUE"),
-                         (["--model=resnet50", "--model-option=dtype=float16"], "--dtype decide")):
+                         (["--model=resnet50", "--model-option=dtype=float16"], "or --dtype")):
     with pytest.raises(SystemExit):
       command_line.parse([path, *wrong])
     assert message in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """`weights.load` and the command line: one line from a file to logits, and back out."""
 
 import json
+import os
 import pathlib
 import re
 import subprocess
@@ -17,6 +18,7 @@ from bionets_jax.weights import command_line, commands, to_layout
 from bionets_jax.weights.foreign import LIBRARIES
 from bionets_jax.weights.native import is_native, load_native, save_native
 from bionets_jax.weights.preprocessing import CIFAR
+from bionets_jax.weights.whole import write_whole
 
 SMALL = {"stage_sizes": (1, 1, 1), "width": 4}
 ROOT = pathlib.Path(__file__).parents[1]
@@ -101,6 +103,14 @@ def test_foreign_weights_say_what_they_are(cifar, tmp_path):
   same(loaded.variables, {k: variables[k] for k in loaded.variables})
   with pytest.raises(ValueError, match="the file has 7 classes"):
     bn.weights.load(tmp_path / "r.safetensors", num_classes=10)
+  with pytest.raises(ValueError, match="r.safetensors .*an option of the wrong type, among .*'width': 'a'"):
+    bn.weights.load(tmp_path / "r.safetensors", "resnet32_cifar", width="a")
+  grey = bn.create_model("resnet32_cifar", 7)
+  template = jax.eval_shape(grey.init, jax.random.key(0), np.zeros((1, 32, 32, 1), np.float32))
+  blank = jax.tree.map(lambda a: np.zeros(a.shape, np.float32), template)
+  save_file(to_layout(blank, "pytorch_resnet_cifar10"), tmp_path / "g.safetensors")
+  with pytest.raises(ValueError, match="images of 1 channels; how these are normalised nobody publishes"):
+    bn.weights.load(tmp_path / "g.safetensors")
 
 
 def test_a_file_of_the_efficientnets_gets_the_flavour_it_needs(tmp_path):
@@ -128,6 +138,11 @@ def test_what_own_weights_are_refused_for(workdir, cifar, tmp_path):
       (about | {"preprocessing": {"mean": [0.5], "std": [0], "image_size": 32, "resize": 32}}, "positive"),
       ({k: v for k, v in about.items() if k != "options"}, "no 'options'"),
       ([1], "its description is a list"),
+      (about | {"options": options | {"stage_sizes": [10**7] * 3}}, "30000000 blocks"),
+      (about | {"options": options | {"width": "wide"}}, "not of a network that this version knows"),
+      (about | {"image_shape": [10**9, 10**9, 3]}, "image_shape"),
+      (about | {"class_names": ["a"]}, "are not 10 names"),
+      (about | {"class_names": [{}] * 10}, "are not 10 names"),
   ):
     for name in ("w.safetensors", "w.npz"):
       save_native(tmp_path / name, variables, wrong)
@@ -139,6 +154,9 @@ def test_what_own_weights_are_refused_for(workdir, cifar, tmp_path):
     bn.weights.load(path, "resnet50")
   with pytest.raises(ValueError, match="says itself what its network is"):
     bn.weights.load(path, width=8)
+  save_native(tmp_path / "int.npz", jax.tree.map(np.int32, variables), about)
+  with pytest.raises(ValueError, match="dtype int32; expected floating point"):
+    bn.weights.load(tmp_path / "int.npz")
   bad = jax.tree.map(lambda a: a * np.nan, variables)
   save_native(tmp_path / "nan.safetensors", bad, about)
   with pytest.raises(ValueError, match="NaN or infinite"):
@@ -148,6 +166,33 @@ def test_what_own_weights_are_refused_for(workdir, cifar, tmp_path):
   assert not is_native(path)
   with pytest.raises(ValueError, match="damaged"):
     load_native(path)
+
+
+def test_a_pipe_is_no_file_to_wait_for(tmp_path, capsys):
+  os.mkfifo(tmp_path / "w.safetensors")
+  assert run("inspect", tmp_path / "w.safetensors") == 1 and "error: " in capsys.readouterr().err
+  assert run("inspect", tmp_path) == 1 and "is not the workdir" in capsys.readouterr().err
+
+
+def test_renamed_files_are_what_they_hold(cifar, tmp_path):
+  options, variables = cifar
+  about = about_of("resnet20_cifar", options)
+  for name, other in (("w.npz", "n.safetensors"), ("w.safetensors", "s.npz"), ("w.npz", "n.pth")):
+    save_native(tmp_path / name, variables, about)
+    os.rename(tmp_path / name, tmp_path / other)
+    same(bn.weights.load(tmp_path / other).variables, variables)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+  old, other = tmp_path / "a", tmp_path / "folder"
+  old.write_text("old")
+  other.mkdir()
+  with pytest.raises(OSError, match="folder"):
+    write_whole({old: b"new", other: b"new"})
+  (tmp_path / "b.tmp").mkdir()
+  with pytest.raises(OSError, match="/b'"):
+    write_whole({old: b"new", tmp_path / "b": b"new"})
+  assert old.read_text() == "old" and {p.name for p in tmp_path.iterdir()} == {"a", "folder", "b.tmp"}
 
 
 def test_keys_that_are_no_paths_are_refused(tmp_path, cifar):
@@ -180,6 +225,11 @@ def test_a_run_starts_from_the_plain_network_with_a_head_of_its_own(workdir, cif
     assert ("head" in start.variables["params"]) == (classes == 10)
     np.testing.assert_array_equal(
         start.variables["params"]["stem_conv"]["kernel"], variables["params"]["stem_conv"]["kernel"])
+  bad = {**variables, "params": {**variables["params"], "head": {
+      "kernel": variables["params"]["head"]["kernel"] * np.nan, "bias": variables["params"]["head"]["bias"]}}}
+  save_native(workdir / "nan.safetensors", bad, about_of("resnet20_cifar", options))
+  with pytest.raises(ValueError, match=r"^config.model.weights: .*holds NaN"):
+    load_start(str(workdir / "nan.safetensors"), model, name=name, options=options, image_shape=(32, 32, 3))
   with pytest.raises(ValueError, match=r"config.model.weights='.*': fp_resnet20_cifar cannot start from"):
     load_start(str(workdir), bn.create_model("fp_resnet20_cifar"), name="fp_resnet20_cifar", options={},
                image_shape=(32, 32, 3))

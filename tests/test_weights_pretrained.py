@@ -308,3 +308,13 @@ def test_published_resnet20_accuracy():
     logits, _ = forward(loaded.variables, batch)
     correct += int((logits.argmax(-1) == labels[start : start + 1000]).sum())
   assert correct == 8103
+
+
+def test_negative_variances_are_refused(tmp_path):
+  model = bn.create_model("resnet20_cifar", stage_sizes=(1, 1, 1), width=4)
+  template = abstract_variables(model, (32, 32, 3))
+  tensors = to_layout(jax.tree.map(lambda a: np.ones(a.shape, np.float32), template), "pytorch_resnet_cifar10")
+  tensors["bn1.running_var"][2] = -0.5
+  save_file(tensors, tmp_path / "w.safetensors")
+  with pytest.raises(ValueError, match="bn1.running_var holds negative variances"):
+    load_pretrained(tmp_path / "w.safetensors", template)

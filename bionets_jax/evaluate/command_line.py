@@ -74,7 +74,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
   out = parser.add_argument_group("results")
   out.add_argument("--name", default="", help="of the files (default: from the options)")
-  out.add_argument("--out", default="", metavar="DIR", help="of the files (default: WORKDIR/evaluations)")
+  out.add_argument("--out", default="", metavar="DIR", help="of the files (default: WORKDIR/evaluations, or "
+                   "./evaluations for another library's weights)")
 
   options = parser.parse_args(arguments)
   options.disturbances = {

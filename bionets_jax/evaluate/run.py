@@ -20,6 +20,7 @@ from bionets_jax.training.state import make_eval_step
 from bionets_jax.training.summary import show, source_version, write_json
 from bionets_jax.training.tasks import CROP_AVERAGES
 from bionets_jax.weights.locate import is_remote
+from bionets_jax.weights.native import LAYOUT
 
 
 def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -66,7 +67,8 @@ def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) ->
   variables = jax.device_put(tuple(variables), replicated(mesh))
   measure = _disturbed if levels else _clean
   results = measure(task, variables, examples, levels, options, say)
-  beside = "" if is_remote(options.weights) else os.path.dirname(loaded.path)  # a cache is no place for results
+  # Of a run in its workdir; somebody else's file may lie in a cache, or where others read.
+  beside = os.path.dirname(loaded.path) if loaded.layout == LAYOUT and not is_remote(options.weights) else ""
   folder = options.out or os.path.join(beside, "evaluations")
   name = options.name or default_name(options, data, levels)
   path = os.path.join(folder, f"{name}.json")

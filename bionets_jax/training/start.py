@@ -1,15 +1,18 @@
 """The weights that a supervised run starts from: fine-tuning."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 
-from bionets_jax import weights
 from bionets_jax.counting import abstract_variables
 from bionets_jax.models import base_name, base_options
 from bionets_jax.training.teacher import check_inheritance, check_weights_path
+from bionets_jax.weights.loading import load
+from bionets_jax.weights.locate import locate
+from bionets_jax.weights.native import is_native
 from bionets_jax.weights.preprocessing import Preprocessing
 
 
@@ -51,10 +54,13 @@ def load_start(
   """
   check_weights_path(source, "config.model.weights")
   try:
-    loaded = weights.load(source)
-  except ValueError:
-    # Its keys do not say what it is, or not all of it: then it is to be the network under the model.
-    loaded = weights.load(source, base_name(name), **base_options(name, options))
+    path = locate(source).path
+    if os.path.isdir(path) or is_native(path):
+      loaded = load(path)
+    else:
+      loaded = load(source, base_name(name), **base_options(name, options))
+  except ValueError as error:
+    raise ValueError(f"config.model.weights: {error}") from error
   variables = {key: dict(value) for key, value in loaded.variables.items()}
   template = abstract_variables(model, image_shape)
   if loaded.num_classes != getattr(model, "num_classes", None):

@@ -105,6 +105,8 @@ def load_teacher(
       loaded = load_as(
           located, file, name, options, num_classes=num_classes, channels=image_shape[-1], dtype=dtype)
   except ValueError as error:
+    if "num_classes=" in str(error):
+      note = f"\nthe data has {num_classes} classes, and a teacher has to have the same"
     raise ValueError(f"config.teacher.weights: {error}{note}") from error
   return Teacher(loaded.name, loaded.model, loaded.variables, loaded.preprocessing, path)
 

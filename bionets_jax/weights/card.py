@@ -10,6 +10,7 @@ from bionets_jax.weights.native import WEIGHT_FILE
 from bionets_jax.weights.papers import papers_of
 from bionets_jax.weights.preprocessing import Preprocessing
 from bionets_jax.weights.run_facts import Measured, Run, read_run
+from bionets_jax.weights.whole import write_whole
 
 LIBRARY = "bionets_jax"
 CARD_FILE, CONFIG_FILE = "README.md", timm_config.CONFIG_FILE
@@ -58,11 +59,7 @@ def write_card(
       _input(about, transform), _loading(about, files, repo), _caveats(facts), _citation(about, facts)]
   card = _metadata(about, facts, repo, files) + "\n\n".join(filter(None, sections)) + "\n"
   paths = os.path.join(folder, CARD_FILE), os.path.join(folder, CONFIG_FILE)
-  for path, text in zip(paths, (card, json.dumps(config, indent=2, ensure_ascii=False) + "\n"), strict=True):
-    temporary = f"{path}.tmp"
-    with open(temporary, "w", encoding="utf-8") as file:
-      file.write(text)
-    os.replace(temporary, path)
+  write_whole(dict(zip(paths, (card, json.dumps(config, indent=2, ensure_ascii=False) + "\n"), strict=True)))
   return paths
 
 

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-_SOURCE = ("the workdir of a finished run; a .safetensors, .npz, .pth, .pt, .th, .bin, .h5 or .keras file; or an "
-           "address: hf://OWNER/REPO, torchvision://ResNet50_Weights.IMAGENET1K_V1")
+_SOURCE = ("the workdir of a finished run; a .safetensors, .npz, .pth, .pt, .th, .bin, .h5 or .keras file; or "
+           "an address: hf://OWNER/REPO, torchvision://ResNet50_Weights.IMAGENET1K_V1")
 # Kept here, and checked against `export.TARGETS` by its own tests: --help should not have to import JAX.
 _TARGETS = {
     "safetensors": "our own file, and model.py, which loads and runs it in PyTorch",
@@ -26,7 +26,8 @@ _EXPORT = "Writes weights for others. --to is one of:\n\n" + "\n".join(
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
   """The options; leaves with status 2 and a message if they do not go together."""
   parser = argparse.ArgumentParser(
-      prog="python -m bionets_jax.weights", description="Weights of others and for others.", allow_abbrev=False)
+      prog="python -m bionets_jax.weights", description="Weights of others and for others.",
+      allow_abbrev=False)
   commands = parser.add_subparsers(dest="command", required=True, metavar="SUBCOMMAND")
 
   def command(name: str, text: str, description: str = "") -> argparse.ArgumentParser:
@@ -109,7 +110,7 @@ def model_option(text: str) -> tuple[str, Any]:
   if not (name.isidentifier() and equals and value):
     raise argparse.ArgumentTypeError(f"{text!r}: give NAME=VALUE")
   if name in ("num_classes", "dtype"):
-    raise argparse.ArgumentTypeError(f"{name}: leave it out, the weights and --dtype decide")
+    raise argparse.ArgumentTypeError(f"{name}: not an option of the network; the weights say it, or --dtype")
   try:
     return name, ast.literal_eval(value)
   except (ValueError, SyntaxError):

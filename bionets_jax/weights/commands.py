@@ -9,7 +9,8 @@ from typing import Any
 
 from bionets_jax.weights.foreign import LIBRARIES, describe, write_library
 from bionets_jax.weights.loading import Loaded, load
-from bionets_jax.weights.native import LAYOUT, WEIGHT_FILE, save_native
+from bionets_jax.weights.native import LAYOUT, WEIGHT_FILE, native_bytes
+from bionets_jax.weights.whole import write_whole
 
 Say = Callable[[str], None]
 
@@ -92,15 +93,12 @@ def _write_own(folder: str, loaded: Loaded, suffix: str, say: Say) -> list[str]:
     say(f"no model.py: {error}")
     source = ""
   os.makedirs(folder, exist_ok=True)
-  path = os.path.join(folder, WEIGHT_FILE if suffix == "safetensors" else "weights.npz")
-  save_native(path, loaded.variables, loaded.about())
-  if not source:
-    return [path]
-  module = os.path.join(folder, "model.py")
-  with open(f"{module}.tmp", "w", encoding="utf-8") as file:
-    file.write(source)
-  os.replace(f"{module}.tmp", module)
-  return [path, module]
+  name = WEIGHT_FILE if suffix == "safetensors" else "weights.npz"
+  contents = {os.path.join(folder, name): native_bytes(loaded.variables, loaded.about(), f".{suffix}")}
+  if source:
+    contents[os.path.join(folder, "model.py")] = source
+  write_whole(contents)
+  return list(contents)
 
 
 def _write_graph(folder: str, loaded: Loaded) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from bionets_jax.weights import layouts, timm_config
 from bionets_jax.weights.family import Layout
 from bionets_jax.weights.loading import Loaded
-from bionets_jax.weights.native import write_safetensors
+from bionets_jax.weights.whole import write_whole
 
 # --to -> layouts that the library reads
 LIBRARIES = {
@@ -24,7 +24,7 @@ LIBRARIES = {
 def to_library(loaded: Loaded, library: str) -> tuple[dict[str, np.ndarray], Layout]:
   """The tensors of a network under the keys of another library.
 
-  What was loaded from that library goes out as it came in, tensor for tensor; batch counters too.
+  What was loaded from that library in float32 goes out as it came in, tensor for tensor; batch counters too.
 
   Args:
     loaded: a plain network, see `weights.load`.
@@ -72,18 +72,16 @@ def write_library(folder: str | os.PathLike, loaded: Loaded, library: str) -> li
     path = os.path.join(folder, "model.h5")
     write_keras_weights(path, tensors)
     return [path]
+  from safetensors.numpy import save
+
   path = os.path.join(folder, "model.safetensors")
-  write_safetensors(path, tensors, {"format": "pt"})  # transformers and timm ask for the format
-  if library != "timm" or not timm_config.timm_name(loaded.name, loaded.options):
-    return [path]
-  config = os.path.join(folder, timm_config.CONFIG_FILE)
-  fields = timm_config.write_fields(
-      loaded.name, loaded.options, loaded.num_classes, loaded.preprocessing, loaded.class_names,
-      loaded.image_shape[-1])
-  with open(f"{config}.tmp", "w", encoding="utf-8") as file:
-    json.dump(fields, file, indent=2)
-  os.replace(f"{config}.tmp", config)
-  return [path, config]
+  contents = {path: save(tensors, metadata={"format": "pt"})}  # transformers and timm ask for the format
+  if library == "timm" and timm_config.timm_name(loaded.name, loaded.options):
+    contents[os.path.join(folder, timm_config.CONFIG_FILE)] = json.dumps(timm_config.write_fields(
+        loaded.name, loaded.options, loaded.num_classes, loaded.preprocessing, loaded.class_names,
+        loaded.image_shape[-1]), indent=2)
+  write_whole(contents)
+  return list(contents)
 
 
 def describe(loaded: Loaded) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A network with its weights in one line, wherever they come from."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -132,20 +133,33 @@ def _load_own(
     raise ValueError(f"{path} holds {about['model']!r}, not {name!r}")
   if num_classes is not None and num_classes != about["num_classes"]:
     raise ValueError(f"{path} has {about['num_classes']} classes, not {num_classes}")
+  leaves = layouts.flatten(variables)
+  shape = tuple(about["image_shape"])
   try:
-    shape = tuple(int(n) for n in about["image_shape"])
     model = create_model(about["model"], about["num_classes"], dtype=dtype, **about["options"])
     preprocessing = Preprocessing(**about["preprocessing"])
+    if (blocks := _count_blocks(model)) > len(leaves):  # to build them would take for ever
+      raise ValueError(f"{blocks} blocks, and the file has {len(leaves)} arrays")
     template = abstract_variables(model, shape)
   except (ValueError, TypeError) as error:
     raise ValueError(f"{path}: its description is not of a network that this version knows: {error}") from error
   check_fit(variables, template, path, about["model"])
-  for key, value in layouts.flatten(variables).items():
+  for key, value in leaves.items():
+    if "float" not in value.dtype.name:
+      raise ValueError(f"{path}: {'/'.join(key)} has dtype {value.dtype.name}; expected floating point")
     if not np.isfinite(value).all():
       raise ValueError(f"{path}: {'/'.join(key)} holds NaN or infinite values")
   return Loaded(
       model, about["model"], about["options"], about["num_classes"], variables, preprocessing, LAYOUT,
       located.source, path, tuple(about["class_names"]), shape, {})
+
+
+def _count_blocks(model: nn.Module) -> int:
+  """Blocks of a backbone, before it is built."""
+  stages = getattr(model, "stage_sizes", None)
+  if stages is None:
+    stages = [math.ceil(model.depth * stage[1]) for stage in model.stages]
+  return sum(stages)
 
 
 def _load_foreign(
@@ -172,11 +186,21 @@ def _fill(
     located: Located, path: str, tensors: Mapping[str, np.ndarray], layout: Layout, name: str,
     options: Mapping[str, Any], num_classes: int, channels: int, dtype: Any
 ) -> Loaded:
-  model = create_model(name, num_classes, dtype=dtype, **options)
-  template = abstract_variables(model, (224, 224, channels))
+  try:
+    model = create_model(name, num_classes, dtype=dtype, **options)
+    template = abstract_variables(model, (224, 224, channels))
+  except ValueError as error:
+    raise ValueError(f"{path} ({layout.name} layout): {error}") from error
+  except TypeError as error:
+    raise ValueError(f"{path} ({layout.name} layout): an option of the wrong type, among "
+                     f"{dict(options) | {'num_classes': num_classes, 'dtype': dtype}}: {error}") from error
   pretrained = fill(template, tensors, layout, path, model=model, model_name=name)
   # What the source publishes of one network is more than what its family has in common.
   preprocessing = located.preprocessing or pretrained.preprocessing
+  if len(preprocessing.mean) not in (1, channels):
+    raise ValueError(
+        f"{path} ({layout.name} layout): a network for images of {channels} channels; how these are normalised "
+        "nobody publishes. weights.load_pretrained reads the variables, to be used with your own preprocessing")
   side = preprocessing.image_size
   return Loaded(
       model, name, dict(options), num_classes, pretrained.variables, preprocessing, pretrained.layout,
@@ -193,9 +217,14 @@ def _flavour(layout: Layout, name: str, options: dict[str, Any]) -> dict[str, An
   if flavour is None:
     return options  # load_pretrained says which there are
   epsilon = flavour.other_epsilons.get(name, flavour.epsilon)
-  if create_model(name, **options).norm_options()[0] != epsilon:
-    options = {"norm_epsilon": epsilon} | options
-  return options
+  return options if _epsilon(name, options) == epsilon else {"norm_epsilon": epsilon} | options
+
+
+def _epsilon(name: str, options: dict[str, Any]) -> float | None:
+  try:
+    return create_model(name, **options).norm_options()[0]
+  except (ValueError, TypeError, AttributeError):  # of other networks, or options that are none: said later
+    return None
 
 
 def _first_and_last(layout: Layout, tensors: Mapping[str, np.ndarray]) -> tuple[int, int]:

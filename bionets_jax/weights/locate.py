@@ -31,7 +31,7 @@ class Located:
 
 def is_remote(source: str | os.PathLike) -> bool:
   """Whether a source is an address, and not a path."""
-  return "://" in os.fspath(source)
+  return "://" in os.fsdecode(source)
 
 
 def check_source(source: str | os.PathLike) -> None:
@@ -41,7 +41,7 @@ def check_source(source: str | os.PathLike) -> None:
     ValueError: not an address that there can be, or a name that torchvision does not have.
     FileNotFoundError: no such file or directory.
   """
-  source = os.fspath(source)
+  source = os.fsdecode(source)
   if source.startswith(from_hf.SCHEME):
     from_hf.parse(source)
   elif source.startswith(from_torchvision.SCHEME):
@@ -69,7 +69,7 @@ def locate(source: str | os.PathLike, say: Callable[[str], None] = print) -> Loc
   Raises:
     ValueError, FileNotFoundError: saying what is wrong with the source, or how to place the file by hand.
   """
-  source = os.fspath(source)
+  source = os.fsdecode(source)
   check_source(source)
   if source.startswith(from_torchvision.SCHEME):
     published = from_torchvision.find(source)

@@ -1,6 +1,7 @@
 """Our own weight files: variables by their path in one .safetensors or .npz, with what describes them."""
 
 import glob
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -10,10 +11,13 @@ import numpy as np
 
 from bionets_jax.weights.files import read_tensors
 from bionets_jax.weights.layouts import flatten, unflatten
+from bionets_jax.weights.whole import write_whole
 
 WEIGHT_FILE = "weights.safetensors"  # in the workdir of a finished run
 LAYOUT = "bionets_jax"  # what `Loaded.layout` says of such a file
 _KEY = "bionets_jax"  # of the description: metadata of a .safetensors, UTF-8 bytes among the arrays of an .npz
+_SHOWN = 20
+_LARGEST_SIDE = 1 << 16
 _REQUIRED = {
     "model": str, "options": dict, "num_classes": int, "image_shape": list, "preprocessing": dict,
     "class_names": list}  # fmt: skip
@@ -28,30 +32,23 @@ def save_native(path: str | os.PathLike, variables: Mapping[str, Any], about: Ma
       paths, 'params/stem_conv/kernel'.
     about: JSON-serialisable: 'model', 'options', 'num_classes', 'image_shape', 'preprocessing', ...
   """
+  write_whole({path: native_bytes(variables, about, os.path.splitext(path)[1])})
+
+
+def native_bytes(variables: Mapping[str, Any], about: Mapping[str, Any], suffix: str) -> bytes:
+  """What is in a file of `save_native`; equal variables give equal bytes."""
   # Contiguous, which safetensors takes for granted; np.ascontiguousarray would make (1,) of a scalar.
   arrays = {"/".join(k): np.asarray(v, order="C") for k, v in flatten(variables).items()}
   text = json.dumps(about)
-  path = os.fspath(path)
-  if not path.endswith(".npz"):
-    # One metadata key only: the library writes several in random order, and equal runs should leave
-    # equal bytes.
-    write_safetensors(path, arrays, {_KEY: text})
-    return
-  with open(f"{path}.tmp", "wb") as file:
+  if suffix == ".npz":
+    file = io.BytesIO()
     np.savez(file, **{_KEY: np.frombuffer(text.encode(), np.uint8)}, **arrays)
-  os.replace(f"{path}.tmp", path)
-
-
-def write_safetensors(path: str, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-  """Writes a .safetensors file, whole or not at all, for whoever may read files of this process.
-
-  The library's own `save_file` leaves a file that nobody else may read, whatever the umask.
-  """
+    return file.getvalue()
+  # To bytes, and not by the library's `save_file`, which leaves a file that nobody else may read. One
+  # metadata key only: the library writes several in random order.
   from safetensors.numpy import save
 
-  with open(f"{path}.tmp", "wb") as file:
-    file.write(save(dict(arrays), metadata=dict(metadata)))
-  os.replace(f"{path}.tmp", path)
+  return save(arrays, metadata={_KEY: text})
 
 
 def load_native(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -65,12 +62,12 @@ def load_native(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
   if not os.path.isfile(path):
     raise FileNotFoundError(f"{path}: no such weight file")
   arrays = read_tensors(path)
-  text = arrays.pop(_KEY).tobytes() if _is_npz(path) and _KEY in arrays else _metadata(path)
+  text = arrays.pop(_KEY).tobytes() if _KEY in arrays else _metadata(path)
   if text is None:
     raise ValueError(f"{path}: not written by bionets_jax")
   try:
     about = json.loads(text)
-  except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{path}: damaged weight file (its description is not JSON: {error})") from error
   _check(path, about)
   paths = [tuple(key.split("/")) for key in arrays]
@@ -83,9 +80,12 @@ def load_native(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
 def is_native(path: str | os.PathLike) -> bool:
   """Whether a file is one of ours, whole or not; False for anything that cannot be read."""
   path = os.fspath(path)
+  if not os.path.isfile(path):  # to open a pipe would be to wait for who writes to it
+    return False
   try:
-    if not _is_npz(path):
-      return _metadata(path) is not None
+    with open(path, "rb") as file:
+      if file.read(2) != b"PK":
+        return _metadata(path) is not None
     with np.load(path, allow_pickle=False) as file:
       return _KEY in file
   except Exception:  # whatever a foreign or damaged file makes its reader raise: its own reader will say
@@ -106,16 +106,13 @@ def find_weights(folder: str | os.PathLike) -> str:
   inside = sorted(os.path.relpath(os.path.dirname(file), folder) for depth in ("*", "*/*")
                   for file in glob.glob(os.path.join(glob.escape(folder), depth, WEIGHT_FILE)))
   if inside:
-    raise FileNotFoundError(f"{folder} holds several runs; give one of them: {', '.join(inside)}")
+    more = f", ... ({len(inside)})" if len(inside) > _SHOWN else ""
+    raise FileNotFoundError(f"{folder} holds several runs; give one of them: {', '.join(inside[:_SHOWN])}{more}")
   if os.path.isfile(os.path.join(folder, "config.json")):
     raise FileNotFoundError(
         f"{folder} holds a run that is not finished: it has no {WEIGHT_FILE}, which a run writes when it is "
         "done. --mode=eval of launch.py evaluates its newest checkpoint")
   raise FileNotFoundError(f"{folder} is not the workdir of a run: it has no {WEIGHT_FILE}")
-
-
-def _is_npz(path: str) -> bool:
-  return path.lower().endswith(".npz")
 
 
 def _metadata(path: str) -> str | None:
@@ -134,3 +131,8 @@ def _check(path: str, about: Any) -> None:
   for key, kind in _REQUIRED.items():
     if not isinstance(about.get(key), kind):
       raise ValueError(f"{path}: damaged weight file (its description has no {key!r} of type {kind.__name__})")
+  shape, names = about["image_shape"], about["class_names"]
+  if len(shape) != 3 or not all(type(n) is int and 0 < n <= _LARGEST_SIDE for n in shape):
+    raise ValueError(f"{path}: damaged weight file (image_shape {shape!r:.60} is none of an image)")
+  if names and len(names) != about["num_classes"] or not all(isinstance(name, str) for name in names):
+    raise ValueError(f"{path}: damaged weight file (its class_names are not {about['num_classes']} names)")

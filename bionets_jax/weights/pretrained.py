@@ -119,6 +119,8 @@ def fill(template, tensors, layout, path, *, model=None, model_name=""):
       off.misshapen[leaf_path] = shapes[leaf_path], array.shape
       continue
     found[leaf_path] = _to_float32(array, slot.key, path)
+    if leaf_path[-1] == "var" and found[leaf_path].min(initial=0) < 0:
+      raise ValueError(f"{path}: {slot.key} holds negative variances")
   extras = {key: array for key, array in tensors.items() if layouts.is_extra(layout, key, tensors)}
   off.left_over = [key for key in tensors if key not in used and key not in extras]
   if off:

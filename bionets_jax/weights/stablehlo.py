@@ -24,6 +24,7 @@ from jax import export
 from bionets_jax.counting import eval_mode
 from bionets_jax.weights.execution import call_order
 from bionets_jax.weights.preprocessing import Preprocessing, normalize
+from bionets_jax.weights.whole import write_whole
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 INPUTS = ("uint8", "float32")
@@ -85,11 +86,7 @@ def export_stablehlo(
   exported = export.export(jax.jit(logits), platforms=tuple(platforms))(
       jax.ShapeDtypeStruct((batch, *shape), inputs))
   contents[os.fspath(path)] = bytes(exported.serialize())
-  for name, content in contents.items():
-    with open(f"{name}.tmp", "wb") as file:
-      file.write(content)
-  for name in contents:
-    os.replace(f"{name}.tmp", name)
+  write_whole(contents)
 
 
 def _check(
