@@ -14,6 +14,8 @@ from safetensors.numpy import save_file
 import bionets_jax as bn
 from bionets_jax.counting import abstract_variables
 from bionets_jax.weights import Preprocessing, load_pretrained, read_tensors, to_layout
+from bionets_jax.weights.files import SUFFIXES
+from bionets_jax.weights.keras_file import KerasFileError
 
 TORCH_FILES = pathlib.Path(__file__).parent / "fixtures" / "torch_files"
 
@@ -46,6 +48,65 @@ def test_content_counts_where_a_file_was_renamed(tmp_path):
   assert "bfloat16" in read_tensors(renamed)
 
 
+OURS = {"a": np.arange(4, dtype=np.float32)}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("kind", ("safetensors", "npz", "torch_zip", "torch_legacy", "hdf5", "keras"))
+def test_any_kind_under_any_suffix(tmp_path, kind, suffix):
+  path = tmp_path / f"file{suffix}"
+  if kind == "safetensors":
+    save_file(OURS, path)
+  elif kind == "npz":
+    with open(path, "wb") as file:
+      np.savez(file, **OURS)
+  elif kind.startswith("torch"):
+    path.write_bytes((TORCH_FILES / f"tensors{kind[5:]}.pth").read_bytes())
+    assert "bfloat16" in read_tensors(path)
+    return
+  else:
+    if kind == "keras":
+      zipped(path, ("config.json", b"{}"), ("model.weights.h5", b""))
+    else:
+      path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with pytest.raises(KerasFileError):
+      read_tensors(path)
+    return
+  np.testing.assert_array_equal(read_tensors(path)["a"], OURS["a"])
+
+
+def test_what_is_no_regular_file_is_not_opened(tmp_path):
+  os.mkfifo(tmp_path / "fifo.pth")
+  (tmp_path / "link.pth").symlink_to(tmp_path / "fifo.pth")
+  (tmp_path / "zero.npz").symlink_to("/dev/zero")
+  for name in ("fifo.pth", "link.pth", "zero.npz"):
+    with pytest.raises(FileNotFoundError, match=f"{name}: not a regular file"):
+      read_tensors(tmp_path / name)
+
+
+def test_dtypes_that_numpy_lacks_are_refused(tmp_path):
+  header = b'{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
+  path = tmp_path / "file.safetensors"
+  path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+  with pytest.raises(ValueError, match=r"file\.safetensors.*float8_e4m3"):
+    read_tensors(path)
+
+
+@pytest.mark.parametrize("length", (0x227B, 0x683C))
+def test_lengths_that_look_like_text_are_lengths(tmp_path, length):
+  """A header of 0x227b bytes makes a file that begins with '{"', and one of 0x683c with '<h'."""
+  header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+  path = tmp_path / "file.safetensors"
+  path.write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+  assert list(read_tensors(path)) == ["a"]
+
+
+def test_an_empty_set_of_tensors_is_refused(tmp_path):
+  save_file({}, tmp_path / "file.safetensors")
+  with pytest.raises(ValueError, match=r"file\.safetensors.*\(empty\)"):
+    read_tensors(tmp_path / "file.safetensors")
+
+
 def test_missing_file_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match="nothing.pth"):
     read_tensors(tmp_path / "nothing.pth")
@@ -66,10 +127,14 @@ def test_unknown_suffix_names_those_that_work(tmp_path, name):
         (b"", "empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS"),
         (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b"\xef\xbb\xbf<!DOCTYPE html>", "web page"),
+        ("\ufeff<html>404</html>".encode("utf-16-le"), "web page"),
+        (b"<!-- " + b"x" * 100 + b" --><html>", "web page"),
+        (b'{"error": "Entry not found"}', "JSON text"),
+        (b'\n{\n  "error": 404}', "JSON text"),
         (b"x" * 100, "neither as a zip archive"),
         (b"\x40\x00\x00\x00\x00\x00\x00\x00{" + b"x" * 63, "damaged .safetensors"),
     ),
-    ids=("empty", "lfs", "html", "noise", "safetensors"),
 )
 def test_failed_downloads_are_recognised(tmp_path, content, message):
   (tmp_path / "file.pth").write_bytes(content)
@@ -188,6 +253,10 @@ def test_npz_files_that_declare_too_much(tmp_path):
   assert "compressed in a way" in npz_error(zipped(path, ("a.npy", npy((2,))), method=zipfile.ZIP_BZIP2))
   assert "'b.txt' is no array" in npz_error(zipped(path, ("a.npy", npy((2,))), ("b.txt", b"")))
   assert "no arrays" in npz_error(zipped(path))
+  deep = npy((2,)).replace(b"(2,)", b"(" * 5000 + b")" * 5000)
+  deep = deep[:8] + (len(deep) - 18).to_bytes(2, "little") + deep[10:]
+  message = npz_error(zipped(path, ("a.npy", deep)))
+  assert "has a header of 1" in message and "\n" not in message
   assert "damaged" in npz_error(zipped(path, ("a.npy", b"no header")))
   assert "damaged" in npz_error(zipped(path, ("a.npy", npy((2,), descr="<f4', 'a': ["))))
 

@@ -14,6 +14,7 @@ import numpy as np
 # any to the first number: zeros, of which fresh networks have many, leave next to nothing.
 _FREE, _RATIO = 1 << 28, 100
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_MAX_HEADER = 10_000  # bytes, NumPy's own limit: its parser of Python literals is slow on hostile ones
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -48,7 +49,8 @@ def read_npz_file(path):
     except Exception as error:
       # zipfile, zlib and NumPy's reader of headers raise nearly anything on damaged bytes.
       raise NpzFileError(
-          f"{path}: damaged, cut short, or no .npz file ({type(error).__name__}: {error})") from error
+          f"{path}: damaged, cut short, or no .npz file"
+          f" ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
 
 
 def _check_sizes(members, size):
@@ -74,6 +76,11 @@ def _read(archive, info):
     version = np.lib.format.read_magic(member)
     if version not in _HEADERS:
       raise NpzFileError(f"{name!r:.80} has version {version} of the format, which no array of numbers has")
+    digits = 2 if version == (1, 0) else 4
+    length = int.from_bytes(member.read(digits), "little")
+    if length > _MAX_HEADER:
+      raise NpzFileError(f"{name!r:.80} has a header of {length} bytes; arrays of numbers need less than 200")
+    member.seek(-digits, os.SEEK_CUR)
     shape, fortran, dtype = _HEADERS[version](member)
     if dtype.hasobject:
       raise NpzFileError(f"{name!r:.80} holds Python objects, and to unpickle them would run code")

@@ -2,7 +2,9 @@
 
 A torch file is a pickle plus raw storages. A pickle may name any function and have it called,
 so this reader answers only to the names that tensor files need, each with an inert stand-in of
-its own; any other name is refused before it is looked up. Tensors are described by the file as
+its own; any other name is refused before it is looked up. Nor may a small file ask for much work: what
+it shares it can multiply at every level, so nothing here hashes, compares or prints what the file built
+without a bound. Tensors are described by the file as
 (storage, offset, size, stride): they become arrays only after the whole file has been read, with
 every number checked against the storage, since NumPy's `as_strided` checks nothing.
 
@@ -24,6 +26,12 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _MAX_DIMS = 32  # NumPy 1's limit, and far beyond any network's
+_MAX_ARGUMENTS = 16  # of a call, and of a tuple that is a key; torch's calls have up to 7
+_MAX_PAIRS = 1_000_000  # of dicts that are made by a call, as Python 2 wrote them
+# Views may overlap and repeat: so many bytes in all of a file's tensors, and so many times the file's size.
+_FREE, _RATIO = 1 << 26, 4
+# torch.save writes none of these. They make instances, take big integers, or allocate what the file declares.
+_FOREIGN_OPCODES = "INST OBJ NEWOBJ NEWOBJ_EX EXT1 EXT2 EXT4 LONG4 BYTEARRAY8 NEXT_BUFFER READONLY_BUFFER"
 
 _STORAGES = {
     "DoubleStorage": "float64",
@@ -65,12 +73,14 @@ def read_torch_file(path):
     TorchFileError: it is damaged, not a torch file, or names anything but tensors and containers.
   """
   path = os.fspath(path)
+  if os.path.exists(path) and not os.path.isfile(path):  # to open a FIFO would wait for its writer
+    raise TorchFileError(f"{path}: not a regular file")
   with open(path, "rb") as file:
     head = file.read(4)
     file.seek(0)
     try:
       read = _read_zip if head == _ZIP_MAGIC else _read_legacy
-      return _to_arrays(*read(file))
+      return _to_arrays(*read(file), max(_FREE, _RATIO * os.fstat(file.fileno()).st_size))
     except TorchFileError as error:
       raise TorchFileError(f"{path}: {error}") from None
     except RecursionError:
@@ -79,7 +89,7 @@ def read_torch_file(path):
       # The unpickler raises nearly anything on a damaged stream: IndexError, KeyError, EOFError...
       raise TorchFileError(
           f"{path}: damaged, cut short, or no file of torch.save"
-          f" ({type(error).__name__}: {error})"
+          f" ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
       ) from error
 
 
@@ -87,12 +97,9 @@ def read_torch_file(path):
 
 
 class _Inert:
-  """What a pickle gets to hold. It cannot be given attributes (pickle's BUILD opcode)."""
+  """What a pickle gets to hold."""
 
   __slots__ = ()
-
-  def __setstate__(self, state):
-    raise TorchFileError("the file tries to change the state of a tensor, which no torch file does")
 
 
 class _StorageType(_Inert):
@@ -141,17 +148,20 @@ def _rebuild_parameter(data, *unused):
 
 
 def _new_size(sizes=()):
+  if len(sizes) > _MAX_DIMS:
+    raise TorchFileError(f"a torch.Size of {len(sizes)} numbers")
   return tuple(sizes)
 
 
 def _new_device(*args):
+  if not all(isinstance(arg, (str, int)) for arg in args):
+    raise TorchFileError("a torch.device that is made of neither text nor numbers")
   return ":".join(str(arg) for arg in args)
 
 
 def _allowed_names():
   """(module, name) -> stand-in: everything that a tensor file may name."""
   names = {
-      ("collections", "OrderedDict"): collections.OrderedDict,
       ("torch", "Size"): _Function(_new_size),
       ("torch", "device"): _Function(_new_device),
       ("torch._utils", "_rebuild_tensor"): _Function(_rebuild_tensor),
@@ -168,19 +178,98 @@ def _allowed_names():
   return names
 
 
-class _Unpickler(pickle.Unpickler):
-  """Unpickles with the names above and nothing else; collects the storages it meets."""
+def _brief(value, nested=False):
+  """A short text for a message. `repr` of what a file built may take for ever."""
+  if isinstance(value, str):
+    return repr(value[:40])
+  if value is None or isinstance(value, (int, float)):
+    return repr(value)[:40]
+  if isinstance(value, tuple) and not nested:
+    more = ", ..." if len(value) > 8 else ""
+    return f"({', '.join(_brief(item, True) for item in value[:8])}{more})"
+  return f"a {type(value).__name__.strip('_')}"
 
-  def __init__(self, file):
-    super().__init__(file, encoding="utf-8")
+
+def _check_key(key):
+  """Returns `key` if to hash it is little work: a hash of nested tuples follows every path through them."""
+  for value in key if isinstance(key, tuple) and len(key) <= _MAX_ARGUMENTS else (key,):
+    small = abs(value) < 2**64 if isinstance(value, int) else isinstance(value, (str, bytes, float))
+    if not (small or value is None or isinstance(value, _Inert)):
+      raise TorchFileError(f"a key {_brief(key)} in a dict or set; keys are names, numbers or short tuples")
+  return key
+
+
+class _Bounded:
+  """What the unpickler reads: refuses lengths beyond the whole file before memory is taken for them."""
+
+  def __init__(self, file, size):
+    self.file, self.size, self.readline = file, size, file.readline
+
+  def read(self, count):
+    if count > self.size:
+      raise TorchFileError(f"the file declares {count} bytes and has {self.size} in all")
+    return self.file.read(count)
+
+
+class _Unpickler(pickle._Unpickler):
+  """Unpickles with the names above and nothing else; collects the storages it meets.
+
+  Python's own unpickler in Python: that in C has no place for a check between the opcodes.
+  """
+
+  dispatch = dict(pickle._Unpickler.dispatch)  # opcode -> function of the unpickler
+
+  def __init__(self, file, size):
+    super().__init__(_Bounded(file, size), encoding="utf-8")
     self.storages = {}
-    self._names = _allowed_names()
+    self._names = _allowed_names() | {("collections", "OrderedDict"): _Function(self._new_dict)}
+    self._pairs = 0
+
+  def _new_dict(self, pairs=()):
+    self._pairs += len(pairs)
+    if self._pairs > _MAX_PAIRS:
+      raise TorchFileError(f"dicts of more than {_MAX_PAIRS} entries")
+    return collections.OrderedDict((_check_key(key), value) for key, value in pairs)
+
+  def _checked(opcode, keys_of):
+    """The opcode of this name, after a check of the keys that `keys_of` finds on the stack."""
+    code = getattr(pickle, opcode)[0]
+
+    def load(self, act=pickle._Unpickler.dispatch[code]):
+      for key in keys_of(self.stack):
+        _check_key(key)
+      act(self)
+
+    return {code: load}
+
+  # What follows the mark is all of the stack: the rest waits in `metastack`.
+  dispatch |= _checked("SETITEM", lambda stack: stack[-2:-1])
+  dispatch |= _checked("SETITEMS", lambda stack: stack[::2]) | _checked("DICT", lambda stack: stack[::2])
+  dispatch |= _checked("ADDITEMS", lambda stack: stack) | _checked("FROZENSET", lambda stack: stack)
+
+  def _reduce(self):
+    arguments = self.stack[-1]
+    if not isinstance(arguments, tuple) or len(arguments) > _MAX_ARGUMENTS:
+      raise TorchFileError("a call with arguments that no torch file has")
+    pickle._Unpickler.load_reduce(self)
+
+  def _build(self):
+    # A state dict carries `_metadata` as an attribute, which holds the versions of its modules.
+    self.stack.pop()
+    if not isinstance(self.stack[-1], collections.OrderedDict):
+      raise TorchFileError("the file tries to change the state of a tensor, which no torch file does")
+
+  def _refuse(self):
+    raise TorchFileError(f"the pickle has an opcode that torch.save never writes ({_FOREIGN_OPCODES})")
+
+  dispatch |= {pickle.REDUCE[0]: _reduce, pickle.BUILD[0]: _build}
+  dispatch |= dict.fromkeys((getattr(pickle, opcode)[0] for opcode in _FOREIGN_OPCODES.split()), _refuse)
 
   def find_class(self, module, name):
     try:
       return self._names[module, name]
     except KeyError:
-      pass
+      module, name = module[:80], name[:80]
     whole_model = module.split(".")[0] in ("torchvision", "timm", "__main__", "models")
     if whole_model or module.startswith("torch.nn"):
       why = "it looks like a whole pickled model, which only the code that made it can load"
@@ -192,17 +281,17 @@ class _Unpickler(pickle.Unpickler):
     if isinstance(pid, tuple) and pid and pid[0] == "module":
       raise TorchFileError(f"a whole pickled model, which cannot be read; {_SAVE_INSTEAD}")
     if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"):
-      raise TorchFileError(f"unknown kind of reference {pid!r:.80} in the file")
+      raise TorchFileError(f"unknown kind of reference {_brief(pid)} in the file")
     _, kind, key, _, numel = pid[:5]
     if len(pid) == 6 and pid[5] is not None:
       raise TorchFileError("views of storages (written by torch < 0.4) cannot be read; re-save it")
     if not isinstance(kind, _StorageType):
-      raise TorchFileError(f"storage {key!r:.40} has no known element type")
+      raise TorchFileError(f"storage {_brief(key)} has no known element type")
     if not isinstance(key, str) or not _is_count(numel):
-      raise TorchFileError(f"storage {key!r:.40} has no valid name or length ({numel!r:.40})")
+      raise TorchFileError(f"storage {_brief(key)} has no valid name or length ({_brief(numel)})")
     storage = self.storages.setdefault(key, _Storage(key, kind.dtype, numel))
     if (storage.dtype, storage.numel) != (kind.dtype, numel):
-      raise TorchFileError(f"storage {key!r:.40} is described in two ways that do not agree")
+      raise TorchFileError(f"storage {_brief(key)} is described in two ways that do not agree")
     return storage
 
 
@@ -238,17 +327,17 @@ def _read_zip(file):
 
   def member(name):
     if name not in members:
-      raise TorchFileError(f"the archive has no member {name!r:.80}")
+      raise TorchFileError(f"the archive has no member {_brief(name)}")
     # torch never compresses; a member that unpacks to more than the file's size is a trap.
     if members[name].compress_type != zipfile.ZIP_STORED:
-      raise TorchFileError(f"member {name!r:.80} is compressed, which torch.save never does")
+      raise TorchFileError(f"member {_brief(name)} is compressed, which torch.save never does")
     if members[name].file_size > file_size:
-      raise TorchFileError(f"member {name!r:.80} claims to be larger than the whole file")
+      raise TorchFileError(f"member {_brief(name)} claims to be larger than the whole file")
     return archive.read(name)
 
   if folder + "byteorder" in members and member(folder + "byteorder").strip() != b"little":
     raise TorchFileError("written on a big-endian machine; re-save it on a little-endian one")
-  unpickler = _Unpickler(io.BytesIO(member(folder + "data.pkl")))
+  unpickler = _Unpickler(io.BytesIO(member(folder + "data.pkl")), file_size)
   return unpickler.load(), lambda storage: member(f"{folder}data/{storage.key}")
 
 
@@ -256,7 +345,7 @@ def _read_legacy(file):
   """Returns (object with _Tensor leaves, function from _Storage to its bytes)."""
   size = os.fstat(file.fileno()).st_size
   try:
-    magic = _Unpickler(file).load()
+    magic = _Unpickler(file, size).load()
   except TorchFileError:
     raise
   except Exception:
@@ -266,34 +355,34 @@ def _read_legacy(file):
         "not a file of torch.save: it begins neither as a zip archive nor with torch's legacy"
         " magic number"
     )
-  protocol = _Unpickler(file).load()
+  protocol = _Unpickler(file, size).load()
   if protocol != _LEGACY_PROTOCOL:
-    raise TorchFileError(f"legacy protocol {protocol!r:.40}; only {_LEGACY_PROTOCOL} is known")
-  system = _Unpickler(file).load()
+    raise TorchFileError(f"legacy protocol {_brief(protocol)}; only {_LEGACY_PROTOCOL} is known")
+  system = _Unpickler(file, size).load()
   if isinstance(system, dict) and not system.get("little_endian", True):
     raise TorchFileError("written on a big-endian machine; re-save it on a little-endian one")
-  unpickler = _Unpickler(file)
+  unpickler = _Unpickler(file, size)
   tree = unpickler.load()
-  keys = _Unpickler(file).load()
+  keys = _Unpickler(file, size).load()
   if not isinstance(keys, list):
     raise TorchFileError("the list of storages is missing")
   contents = {}
   for key in keys:
     storage = unpickler.storages.get(key) if isinstance(key, str) else None
     if storage is None:
-      raise TorchFileError(f"storage {key!r:.40} is listed but no tensor names it")
+      raise TorchFileError(f"storage {_brief(key)} is listed but no tensor names it")
     (numel,) = struct.unpack("<q", file.read(8))
     nbytes = storage.numel * storage.dtype.itemsize
     if numel != storage.numel or nbytes > size - file.tell():
       raise TorchFileError(
-          f"storage {key!r:.40} should hold {storage.numel} elements of {storage.dtype}, but the"
+          f"storage {_brief(key)} should hold {storage.numel} elements of {storage.dtype}, but the"
           f" file says {numel} and has {size - file.tell()} bytes left"
       )
     contents[key] = file.read(nbytes)
 
   def fetch(storage):
     if storage.key not in contents:
-      raise TorchFileError(f"the file lacks the bytes of storage {storage.key!r:.40}")
+      raise TorchFileError(f"the file lacks the bytes of storage {_brief(storage.key)}")
     return contents[storage.key]
 
   return tree, fetch
@@ -302,8 +391,9 @@ def _read_legacy(file):
 # --- tensors ------------------------------------------------------------------------------------
 
 
-def _to_arrays(tree, fetch):
-  """Copies `tree` with every _Tensor replaced by its array. Shared parts stay shared."""
+def _to_arrays(tree, fetch, most):
+  """Copies `tree` with every _Tensor as an array, of `most` bytes in all. Shared parts stay shared."""
+  total = 0
   buffers = {}
   done = {}  # id -> (node, copy); the node is kept so that its id stays taken
   under_way = set()
@@ -313,16 +403,25 @@ def _to_arrays(tree, fetch):
       raw = fetch(storage)
       if len(raw) != storage.numel * storage.dtype.itemsize:
         raise TorchFileError(
-            f"storage {storage.key!r:.40} should hold {storage.numel} elements of {storage.dtype}"
+            f"storage {_brief(storage.key)} should hold {storage.numel} elements of {storage.dtype}"
             f" but has {len(raw)} bytes"
         )
       buffers[storage.key] = np.frombuffer(raw, storage.dtype)
     return buffers[storage.key]
 
   def convert(node):
+    nonlocal total
     if isinstance(node, _Tensor):
-      return _view(node, buffer)
-    if isinstance(node, (_Inert, type)):
+      view = _view(node, buffer)
+      # An expanded tensor's one number may stand for terabytes, which the first computation would allocate.
+      total += view.nbytes
+      if total > most:
+        raise TorchFileError(
+            f"a tensor of size {view.shape} declares more elements than are stored: {total} bytes with those"
+            f" before it, and the file's size allows {most}; save contiguous copies"
+        )
+      return view
+    if isinstance(node, _Inert):
       return None  # a storage or function outside any tensor: nothing that a reader could use
     if not isinstance(node, (dict, list, tuple)):
       return node
@@ -355,17 +454,19 @@ def _view(tensor, buffer):
   )
   if not valid:
     raise TorchFileError(
-        f"a tensor with offset {offset!r:.40}, size {size!r:.80}, stride {stride!r:.80}; expected"
+        f"a tensor with offset {_brief(offset)}, size {_brief(size)}, stride {_brief(stride)}; expected"
         " non-negative integers, as many strides as sizes"
     )
   data = buffer(storage)
+  if math.prod(size) * storage.dtype.itemsize >= 2**60:  # NumPy counts bytes in 63 bits
+    raise TorchFileError(f"a tensor of size {size} declares more elements than are stored")
   if math.prod(size) == 0:
     return np.zeros(size, storage.dtype)
   last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
   if last >= data.size:
     raise TorchFileError(
         f"a tensor of size {size} and stride {stride} at offset {offset} reaches element {last} of"
-        f" storage {storage.key!r:.40}, which has {data.size}"
+        f" storage {_brief(storage.key)}, which has {data.size}"
     )
   return np.lib.stride_tricks.as_strided(
       data[offset:],
