@@ -17,12 +17,14 @@ configs/ic_efficientnet_wld.py.
         --config.teacher.weights=torchvision://ResNet50_Weights.IMAGENET1K_V1
     python -m bionets_jax.evaluate WORKDIR --transform='resize(256)|ten_crop(224)'
 
-The second command gives the 10-crop errors. In a study each run has its teacher
-(--config.runs.ic_resnet18.teacher.weights=torchvision://ResNet18_Weights.IMAGENET1K_V1 ...) and TFDS_DATA_DIR=DIR in the environment says
-where the data are. ImageNet must lie there in ArrayRecord form; if it does not, the error names the command
-that prepares it. The teacher is such an address, downloaded once, or hf://timm/resnet50.tv_in1k; torchvision's
-or timm's .safetensors or .pth file; or the workdir of a finished run. 30 epochs of 1.28 million images. Not run at full length here: no number of ours
-stands beside the paper's yet.
+The second command gives the 10-crop errors. The teacher is such an address, downloaded once, or
+hf://timm/resnet50.tv_in1k; torchvision's or timm's .safetensors or .pth file; or the workdir of a finished
+run. In a study each run has its own (--config.runs.ic_resnet18.teacher.weights=torchvision://resnet18 ...)
+and TFDS_DATA_DIR=DIR in the environment says where the data are. ImageNet must lie there in ArrayRecord form;
+if it does not, the error names the command that prepares it.
+
+30 epochs of 1.28 million images. Not run at full length here: no number of ours stands beside the
+paper's yet.
 
 The paper gives: 30 epochs, rate 1e-3 divided by 10 every 15, lambda from 0.9 to 0.1, tolerance e = 0.005,
 alpha from 0, random W'. It leaves open: the temperature (here 4), the shape of lambda (here linear), the

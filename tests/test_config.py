@@ -24,7 +24,7 @@ from bionets_jax.training.setup import make_setup, model_options
     (dict(schedule__kind="poly"), "step, exponential, cyclical25, cosine, constant"),
     (dict(optimizer__decay="some"), "'all' or 'kernels'"),
     (dict(data__mean=(0.1, 0.2)), "2 numbers for images of 1 channels"),
-    (dict(data__mean=()), "only WLD"),
+    (dict(data__mean=()), "neither a teacher nor config.model.weights"),
     (dict(data__mean=(76.0,)), "0..1"),
     (dict(data__std=(0.0,)), "positive"),
     (dict(eval_every="0 steps"), "config.eval_every='0 steps' is less than a step"),

@@ -23,7 +23,7 @@ from bionets_jax.training.loop import Interrupted, train
 from bionets_jax.training.setup import make_setup
 from bionets_jax.training.summary import finished
 from bionets_jax.training.writer import read_metrics
-from bionets_jax.weights.native import load_native, save_native
+from bionets_jax.weights.native import load_native
 
 
 def quiet(text):
@@ -207,14 +207,8 @@ def test_native_weight_files_refuse_what_is_not_theirs(tmp_path):
   save_file({"a": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
   with pytest.raises(ValueError, match="not written by bionets_jax"):
     load_native(tmp_path / "other.safetensors")
-  (tmp_path / "bad.safetensors").write_bytes(b"garbage")
-  with pytest.raises(ValueError, match="damaged"):
-    load_native(tmp_path / "bad.safetensors")
   with pytest.raises(FileNotFoundError):
     load_native(tmp_path / "none.safetensors")
-  save_native(tmp_path / "a.safetensors", {"params": {"x": {"y": np.ones(2)}}}, {"model": "m"})
-  variables, about = load_native(tmp_path / "a.safetensors")
-  assert variables["params"]["x"]["y"].sum() == 2 and about == {"model": "m"}
 
 
 # WLD -----------------------------------------------------------------------------------------
