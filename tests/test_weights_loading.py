@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import bionets_jax as bn
+from bionets_jax.counting import abstract_variables
 from bionets_jax.training.start import load_start
 from bionets_jax.weights import command_line, commands, to_layout
 from bionets_jax.weights.foreign import LIBRARIES
@@ -26,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 def variables_of(model, size=32, seed=0):
   """Random variables, statistics too."""
-  template = model.init(jax.random.key(seed), np.zeros((1, size, size, 3), np.float32), train=False)
+  template = abstract_variables(model, (size, size, 3))
   random = np.random.default_rng(seed)
   return jax.tree.map(lambda a: random.uniform(0.5, 1.5, a.shape).astype(np.float32), template)
 
@@ -106,7 +107,7 @@ def test_foreign_weights_say_what_they_are(cifar, tmp_path):
   with pytest.raises(ValueError, match="r.safetensors .*an option of the wrong type, among .*'width': 'a'"):
     bn.weights.load(tmp_path / "r.safetensors", "resnet32_cifar", width="a")
   grey = bn.create_model("resnet32_cifar", 7)
-  template = jax.eval_shape(grey.init, jax.random.key(0), np.zeros((1, 32, 32, 1), np.float32))
+  template = abstract_variables(grey, (32, 32, 1))
   blank = jax.tree.map(lambda a: np.zeros(a.shape, np.float32), template)
   save_file(to_layout(blank, "pytorch_resnet_cifar10"), tmp_path / "g.safetensors")
   with pytest.raises(ValueError, match="images of 1 channels; how these are normalised nobody publishes"):
