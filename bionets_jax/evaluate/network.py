@@ -8,9 +8,9 @@ from typing import Any
 from bionets_jax import weights
 from bionets_jax.models import create_model
 from bionets_jax.training.setup import DTYPES, compute_dtype
-from bionets_jax.training.summary import read_json
 from bionets_jax.training.tasks import Classification
 from bionets_jax.weights.native import WEIGHT_FILE
+from bionets_jax.weights.run_facts import read_json
 
 
 @dataclasses.dataclass(frozen=True)

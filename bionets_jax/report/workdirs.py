@@ -15,8 +15,8 @@ from typing import Any
 
 from bionets_jax.training.config import duration_in_steps
 from bionets_jax.training.writer import read_metrics
+from bionets_jax.weights.run_facts import read_caveats
 
-CAVEAT = "caveat.txt"
 _SEED = re.compile(r"seed_(\d+)")
 # Hold nothing that a run says of itself, and checkpoints hold thousands of files.
 _SKIPPED = ("checkpoints", "plots", "evaluations")
@@ -181,7 +181,7 @@ def _make_run(workdir: str, summary: dict, config: dict, found: Found) -> Run:
       evaluations.append(evaluation | {"file": os.path.join(folder, name)})
     elif content is not None:
       found.warnings.append((os.path.join(folder, name), "not an evaluation: it has no top1_error"))
-  return Run(workdir, seed, summary, config, tuple(evaluations), tuple(_caveats(workdir)))
+  return Run(workdir, seed, summary, config, tuple(evaluations), tuple(read_caveats(workdir)))
 
 
 def _evaluation(content: Any) -> dict[str, Any] | None:
@@ -195,19 +195,6 @@ def _evaluation(content: Any) -> dict[str, Any] | None:
   if isinstance(clean, dict):
     flat |= clean
   return flat if is_number(flat.get("top1_error")) else None
-
-
-def _caveats(folder: str) -> Iterator[str]:
-  while True:
-    path = os.path.join(folder, CAVEAT)
-    if os.path.isfile(path):
-      with open(path, encoding="utf-8", errors="replace") as file:
-        if text := " ".join(file.read().split()):
-          yield text
-    above = os.path.dirname(folder)
-    if above == folder:
-      return
-    folder = above
 
 
 def _is_config(content: Any) -> bool:

@@ -21,6 +21,7 @@ from bionets_jax.training.setup import Setup, model_options
 from bionets_jax.training.spread import Spread
 from bionets_jax.training.state import TrainState
 from bionets_jax.weights.native import WEIGHT_FILE
+from bionets_jax.weights.run_facts import read_json
 
 
 def finished(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
@@ -168,18 +169,6 @@ def show(values: dict[str, float]) -> str:
       return f"{key[:-6].replace('top', 'top-')} error {value:.2f} %"
     return f"{key} {value:.4f}"
   return "  ".join(one(k, v) for k, v in values.items())
-
-
-def read_json(path: str) -> dict[str, Any]:
-  """What `write_json` wrote; ValueError, naming the file, if it is damaged."""
-  try:
-    with open(path, encoding="utf-8") as file:
-      content = json.load(file)
-  except ValueError as error:
-    raise ValueError(f"{path} is damaged: {error}") from error
-  if not isinstance(content, dict):
-    raise ValueError(f"{path} is damaged: it holds no object")
-  return content
 
 
 def write_json(path: str, content: Any) -> None:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+CAVEAT = "caveat.txt"
+
 
 class Measured(NamedTuple):
   """An error of a network, in per cent.
@@ -125,7 +127,7 @@ def read_run(workdir: str | os.PathLike) -> Run:
   return Run(
       config if "task" in config else {},  # another library's, or a model card's, has the same name
       _load(os.path.join(workdir, "summary.json")), sweep,
-      tuple(_load(os.path.join(folder, name)) for name in names), tuple(_caveats(workdir)))
+      tuple(_load(os.path.join(folder, name)) for name in names), tuple(read_caveats(workdir)))
 
 
 def _evaluated(evaluation: Mapping[str, Any]) -> Iterator[Measured]:
@@ -141,9 +143,10 @@ def _evaluated(evaluation: Mapping[str, Any]) -> Iterator[Measured]:
       _text(value.get("top5_error")), value)
 
 
-def _caveats(folder: str) -> Iterator[str]:
+def read_caveats(folder: str) -> Iterator[str]:
+  """What the caveat.txt of a folder and of those above say, each as one line."""
   while True:
-    path = os.path.join(folder, "caveat.txt")
+    path = os.path.join(folder, CAVEAT)
     if os.path.isfile(path):
       with open(path, encoding="utf-8", errors="replace") as file:
         if text := " ".join(file.read().split()):
@@ -154,9 +157,8 @@ def _caveats(folder: str) -> Iterator[str]:
     folder = above
 
 
-def _load(path: str) -> Mapping[str, Any]:
-  if not os.path.isfile(path):
-    return {}
+def read_json(path: str) -> dict[str, Any]:
+  """The object in a file of a run; ValueError, naming the file, if it is damaged."""
   try:
     with open(path, encoding="utf-8") as file:
       content = json.load(file)
@@ -165,6 +167,10 @@ def _load(path: str) -> Mapping[str, Any]:
   if not isinstance(content, dict):
     raise ValueError(f"{path} is damaged: it holds no object")
   return content
+
+
+def _load(path: str) -> Mapping[str, Any]:
+  return read_json(path) if os.path.isfile(path) else {}
 
 
 def _spread(values: Any) -> str:
