@@ -1,7 +1,6 @@
 """The weights that a supervised run starts from: fine-tuning."""
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import flax.linen as nn
 from bionets_jax.counting import abstract_variables
 from bionets_jax.models import base_name, base_options
 from bionets_jax.training.teacher import check_inheritance, check_weights_path
-from bionets_jax.weights.loading import load
+from bionets_jax.weights.loading import load_located, weight_file
 from bionets_jax.weights.locate import locate
 from bionets_jax.weights.native import is_native
 from bionets_jax.weights.preprocessing import Preprocessing
@@ -54,11 +53,11 @@ def load_start(
   """
   check_weights_path(source, "config.model.weights")
   try:
-    path = locate(source).path
-    if os.path.isdir(path) or is_native(path):
-      loaded = load(path)
+    located = locate(source)
+    if is_native(weight_file(located)):  # it says itself what its network is
+      loaded = load_located(located)
     else:
-      loaded = load(source, base_name(name), **base_options(name, options))
+      loaded = load_located(located, base_name(name), **base_options(name, options))
   except ValueError as error:
     raise ValueError(f"config.model.weights: {error}") from error
   variables = {key: dict(value) for key, value in loaded.variables.items()}

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from bionets_jax.models import base_name, base_options
 from bionets_jax.surgery import inherit
-from bionets_jax.weights.loading import load, load_as
+from bionets_jax.weights.loading import load_as, load_located, weight_file
 from bionets_jax.weights.locate import check_source, is_remote, locate
 from bionets_jax.weights.native import find_weights, is_native
 from bionets_jax.weights.preprocessing import Preprocessing
@@ -86,9 +86,8 @@ def load_teacher(
   note = ""
   try:
     located = locate(path)
-    file = find_weights(located.path) if os.path.isdir(located.path) else located.path
-    if is_native(file):
-      loaded = load(file, model_name, dtype=dtype)
+    if is_native(weight_file(located)):
+      loaded = load_located(located, model_name, dtype=dtype)
       have, want = (loaded.num_classes, loaded.image_shape[-1]), (num_classes, image_shape[-1])
       if have != want:
         raise ValueError(f"the teacher in {path} was trained for {have[0]} classes on images of {have[1]} "
@@ -103,7 +102,7 @@ def load_teacher(
         raise ValueError(f"{path} is {_in_words(located.name, located.options)}, and the teacher of {student!r} "
                          f"is to be {_in_words(name, options)}")
       loaded = load_as(
-          located, file, name, options, num_classes=num_classes, channels=image_shape[-1], dtype=dtype)
+          located, name, options, num_classes=num_classes, channels=image_shape[-1], dtype=dtype)
   except ValueError as error:
     if "num_classes=" in str(error):
       note = f"\nthe data has {num_classes} classes, and a teacher has to have the same"

@@ -84,28 +84,38 @@ def load(
     FileNotFoundError: there is nothing there.
     ValueError: the file cannot be read, or is not of this network; see `load_pretrained`.
   """
-  located = locate(source, say)
-  path = find_weights(located.path) if os.path.isdir(located.path) else located.path
-  if is_native(path):
-    return _load_own(located, path, name, num_classes, dtype, options)
-  return _load_foreign(located, path, name, num_classes, dtype, options)
+  return load_located(locate(source, say), name, num_classes=num_classes, dtype=dtype, **options)
+
+
+def load_located(
+    located: Located, name: str = "", *, num_classes: int | None = None, dtype: Any = None, **options: Any
+) -> Loaded:
+  """`load` of what `locate` has found."""
+  path = weight_file(located)
+  of = _load_own if is_native(path) else _load_foreign
+  return of(located, path, name, num_classes, dtype, options)
+
+
+def weight_file(located: Located) -> str:
+  """The file; of a run's workdir the one in it. FileNotFoundError if there is none."""
+  return find_weights(located.path) if os.path.isdir(located.path) else located.path
 
 
 def load_as(
-    located: Located, path: str, name: str, options: Mapping[str, Any], *, num_classes: int, channels: int,
+    located: Located, name: str, options: Mapping[str, Any], *, num_classes: int, channels: int,
     dtype: Any = None,
 ) -> Loaded:
   """Another library's file as exactly this network: nothing is guessed.
 
   Args:
     located: where the file comes from.
-    path: of the file.
     name, options, num_classes, dtype: of `create_model`.
     channels: of the images.
 
   Raises:
     FileNotFoundError, ValueError: as `load_pretrained`.
   """
+  path = weight_file(located)
   return _fill(located, path, *read_known(path), name, options, num_classes, channels, dtype)
 
 
