@@ -72,7 +72,7 @@ from bionets_jax.report.curves import COLOURS
 from bionets_jax.training.setup import make_setup
 from bionets_jax.training.state import make_eval_step, make_train_step
 from bionets_jax.training.tasks import Classification
-from bionets_jax.weights import to_torch_layout
+from bionets_jax.weights import to_layout
 from configs.fp_resnet_cifar10 import get_config
 
 DEFAULT_OUT = Path(__file__).resolve().parent / "results" / "cifar_pytorch"
@@ -116,7 +116,7 @@ class Ours:
   def tensors(self):
     """All variables under their torch names."""
     params, model_state = jax.device_get(self.state.evaluated)
-    return to_torch_layout({"params": params, **model_state}, "pytorch_resnet_cifar10")
+    return to_layout({"params": params, **model_state}, "pytorch_resnet_cifar10")
 
 
 class Theirs:

@@ -14,7 +14,7 @@ from bionets_jax.training.evaluation import evaluate_workdir
 from bionets_jax.training.loop import NotTogether, silent, train, train_together
 from bionets_jax.training.setup import check_values
 from bionets_jax.training.summary import begun, finished, sweep_summary, write_json
-from bionets_jax.training.teacher import check_teacher_path
+from bionets_jax.training.teacher import check_weights_path
 
 _STUDY_KEYS = ("title", "runs")
 
@@ -146,9 +146,12 @@ def _seeds(
     if weights.startswith("run:"):
       one.teacher.weights = _teacher(weights, seed, earlier)
     out.append((one, os.path.join(workdir, f"seed_{seed}") if config.seeds else workdir))
-  if config.task == "wld" and not weights.startswith("run:") and any(
-      finished(one, folder) is None for one, folder in out):
-    check_teacher_path(weights)  # not only when the runs before it in a study are made
+  if any(finished(one, folder) is None for one, folder in out):
+    # Not only when the runs before it in a study are made.
+    if config.task == "wld" and not weights.startswith("run:"):
+      check_weights_path(weights)
+    elif start := config.get("model", {}).get("weights", ""):
+      check_weights_path(start, "config.model.weights")
   return _Experiment(out, several_seeds=bool(config.seeds))
 
 

@@ -11,32 +11,28 @@ The argument names the student; the paper's 1-crop top-1/top-5 errors in percent
 runs of the authors) or the study `table2`, all three.
 
     python launch.py --config=configs/ic_efficientnet_wld.py:b0 --config.data.dir=DIR \\
-        --config.teacher.weights=tf_efficientnet_b0.pth
+        --config.teacher.weights=hf://timm/tf_efficientnet_b0.in1k
 
 In the study each run has its teacher (--config.runs.ic_efficientnet_b1.teacher.weights=... and so on) and
 TFDS_DATA_DIR=DIR in the environment says where the data are. ImageNet must lie there in ArrayRecord form; if
-it does not, the error names the command that prepares it. The teacher is timm's or torchvision's
-.safetensors or .pth file, or the workdir of a finished run. A file's network and the student have to be of
-one flavour (padding, epsilon of the batch norms), which is the student's option:
+it does not, the error names the command that prepares it. The teacher is such an address,
+downloaded once, or torchvision://EfficientNet_B0_Weights.IMAGENET1K_V1; a file of timm, torchvision or Keras;
+or the workdir of a finished run. Its network and the student have to be of one flavour (padding, epsilon of
+the batch norms), which is the student's option:
 
-    file                                                            --config.model.options.flavour
-    timm's tf_efficientnet_b0, the weights that Google published    tf (the default here)
+    weights                                                         --config.model.options.flavour
+    timm's tf_efficientnet_b0, those that Google published          tf (the default here)
+    keras.applications' EfficientNetB0                              tf
     torchvision's efficientnet_b0                                   torchvision
     timm's own efficientnet_b0                                      torchvision
 
-torchvision's file is refused under any other flavour. The keys of timm's two are the same, so there the
-option has to be right: under the other one the teacher is another network, without an error.
+Another flavour is refused, but for a file of timm without its config.json beside it: the keys of timm's two
+are the same, so there the option has to be right.
 
-    python -m bionets_jax.evaluate tf_efficientnet_b0.pth --model=efficientnet_b0 --model-option=flavour=tf \\
-        --data=imagenet2012 --split=validation --transform='resize(256, bicubic)|center_crop(224)'
+    python -m bionets_jax.evaluate hf://timm/tf_efficientnet_b0.in1k --data=imagenet2012 --split=validation
 
-measures it. Its images are normalised by ImageNet's mean and deviation, so files of networks with others
-(timm's .ap_in1k and .ra4_*) do not serve. Where timm is installed,
-
-    python -c 'import timm, torch; m = timm.create_model("tf_efficientnet_b0.in1k", pretrained=True);
-    torch.save(m.state_dict(), "tf_efficientnet_b0.pth")'
-
-makes the file; which of the published weights were its teachers the paper does not say.
+measures it, on images prepared as timm does. Which of the published weights were its teachers the paper does
+not say.
 
 30 epochs of 1.28 million images. Not run at full length here: no number of ours stands beside the paper's
 yet.

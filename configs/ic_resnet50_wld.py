@@ -14,15 +14,14 @@ or a study, `table2` (18, 34 and 50) or `table3` (50, 50_b and 50_c). Table 2's 
 configs/ic_efficientnet_wld.py.
 
     python launch.py --config=configs/ic_resnet50_wld.py:50 --config.data.dir=DIR \\
-        --config.teacher.weights=resnet50.safetensors
+        --config.teacher.weights=torchvision://ResNet50_Weights.IMAGENET1K_V1
     python -m bionets_jax.evaluate WORKDIR --transform='resize(256)|ten_crop(224)'
 
 The second command gives the 10-crop errors. In a study each run has its teacher
-(--config.runs.ic_resnet18.teacher.weights=resnet18.pth ...) and TFDS_DATA_DIR=DIR in the environment says
+(--config.runs.ic_resnet18.teacher.weights=torchvision://ResNet18_Weights.IMAGENET1K_V1 ...) and TFDS_DATA_DIR=DIR in the environment says
 where the data are. ImageNet must lie there in ArrayRecord form; if it does not, the error names the command
-that prepares it. The teacher is torchvision's or timm's .safetensors or .pth file (torchvision's ResNet-50:
-`torch.save(torchvision.models.resnet50(weights="IMAGENET1K_V1").state_dict(), "resnet50.pth")`) or the
-workdir of a finished run. 30 epochs of 1.28 million images. Not run at full length here: no number of ours
+that prepares it. The teacher is such an address, downloaded once, or hf://timm/resnet50.tv_in1k; torchvision's
+or timm's .safetensors or .pth file; or the workdir of a finished run. 30 epochs of 1.28 million images. Not run at full length here: no number of ours
 stands beside the paper's yet.
 
 The paper gives: 30 epochs, rate 1e-3 divided by 10 every 15, lambda from 0.9 to 0.1, tolerance e = 0.005,

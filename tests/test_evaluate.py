@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,9 @@ from PIL import Image
 from scipy import ndimage
 from tiny import tiny_config
 
+from bionets_jax.data.grammar import parse_transforms
 from bionets_jax.data.sources import open_source
+from bionets_jax.data.transforms import HOST_TRANSFORMS
 from bionets_jax.evaluate import command_line, robustness
 from bionets_jax.evaluate.corruptions import gaussian_blur, gaussian_noise, jpeg
 from bionets_jax.evaluate.examples import check_classes
@@ -27,6 +30,7 @@ from bionets_jax.models import create_model
 from bionets_jax.training.loop import train
 from bionets_jax.training.tasks import Classification
 from bionets_jax.weights.native import load_native, save_native
+from bionets_jax.weights.preprocessing import BICUBIC
 
 LEVELS = dict(jpeg=(90, 30), blur=(0.7,), noise=(20,), fgsm=(2, 8))
 
@@ -270,7 +274,7 @@ def test_what_cannot_be_evaluated(run, photos, tmp_path, capsys):
   assert "--data=folder: give its --split too" in fails([weights, "--data=folder"], capsys)
   crops = [weights, *on_photos[:3], "--transform=ten_crop(8)", "--jpeg=50"]
   assert "makes 10 crops of an image" in fails(crops, capsys)
-  assert "--model=resnet50: " in fails([workdir, "--model=resnet50"], capsys)
+  assert "holds 'resnet20_cifar', not 'resnet50'" in fails([workdir, "--model=resnet50"], capsys)
   real = tmp_path / "real.json"
   real.write_text(json.dumps([[1]] * 50_000))
   assert "has no file name such as ILSVRC2012" in fails([workdir, f"--real-labels={real}"], capsys)
@@ -320,7 +324,7 @@ def test_help_is_there_at_once():
 def test_which_data_and_under_which_name():
   config = {"data": dict(name="cifar10", dir="D", eval_split="train[90%:]", eval_transform="flip",
                          test_split="test", test_transform="resize_to(224, nearest)")}
-  found = Weights("w", "m", {}, {}, None, (), 3, config)
+  found = Weights(None, config)
 
   def ask(*arguments):
     options = command_line.parse([".", *arguments])
@@ -338,6 +342,11 @@ def test_which_data_and_under_which_name():
   assert ask("--jpeg=90", "--fgsm=1")[1] == "cifar10-test-jpeg-fgsm"
   with pytest.raises(ValueError, match="--data=cifar100: give its --split too"):
     ask("--data=cifar100")
+  # Another library's network gets its images as that publishes it.
+  loaded = types.SimpleNamespace(preprocessing=BICUBIC)
+  data = which_data(command_line.parse([".", "--data=imagenet2012", "--split=validation"]), Weights(loaded, {}))
+  assert data["transform"] == "resize(256, bicubic)|center_crop(224)"
+  assert len(parse_transforms(data["transform"], HOST_TRANSFORMS)) == 2
   options = command_line.parse([".", "--robustness", "--jpeg=90", "--blur="])
   assert options.disturbances == {"jpeg": (90,), "blur": (), "noise": None, "fgsm": None}
 
@@ -356,4 +365,4 @@ def test_weights_that_do_not_fit_their_network(photos, tmp_path, capsys):
   error = fails([str(tmp_path / "w.safetensors"), "--data=folder", f"--data-dir={photos[0]}", "--split=val",
                  "--transform=center_crop(8)"], capsys)
   assert "does not fit resnet20_cifar" in error and "in the file" in error
-  assert read_weights(photos[1]).class_names[3] == "class3"
+  assert read_weights(photos[1]).loaded.class_names[3] == "class3"

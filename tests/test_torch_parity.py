@@ -19,7 +19,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import bionets_jax as bn
-from bionets_jax.weights import layouts, load_pretrained, to_torch_layout
+from bionets_jax.weights import layouts, load_pretrained, to_layout
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 sys.path.insert(0, str(FIXTURES))
@@ -62,7 +62,7 @@ def golden_variables(name):
   _, template, _ = network(name)
   layout = LAYOUT.get(name, "torchvision")
   blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template)
-  tensors = {k: golden_tensor(k, v.shape) for k, v in to_torch_layout(blank, layout).items()}
+  tensors = {k: golden_tensor(k, v.shape) for k, v in to_layout(blank, layout).items()}
   with tempfile.TemporaryDirectory() as folder:
     path = os.path.join(folder, name + ".safetensors")
     save_file(tensors, path)
@@ -122,7 +122,7 @@ def test_train_step_equals_torch(name):
   assert relative_error(logits, golden["train/logits"]) < TOLERANCE
   assert relative_error(loss, golden["train/loss"]) < TOLERANCE
 
-  after = to_torch_layout({"params": {}, "batch_stats": stats}, LAYOUT.get(name, "torchvision"))
+  after = to_layout({"params": {}, "batch_stats": stats}, LAYOUT.get(name, "torchvision"))
   watched = [key for key in golden if key.startswith("train/stats/")]
   assert len(watched) == 6
   for key in watched:

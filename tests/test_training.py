@@ -289,7 +289,7 @@ def test_scheduled_alpha_follows_its_ramp(runs, tmp_path):
 def test_a_student_that_cannot_start_from_its_teacher(runs):
   config = tiny_wld_config(runs[1][0])
   config.model.options.width = 16
-  with pytest.raises(ValueError, match=r"(?s)cannot start from resnet20_cifar: 36 of its 37.*\(8,\) in the teacher, \(16,\)"):
+  with pytest.raises(ValueError, match=r"(?s)cannot start from resnet20_cifar: 36 of its 37.*\(8,\) in the weights, \(16,\)"):
     make_setup(config)
 
 

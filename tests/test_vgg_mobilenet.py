@@ -34,6 +34,32 @@ def test_counts_of_vgg(depth, plain, adjust):
   assert count_parameters(bare, 32) == plain + adjust - biases
 
 
+@pytest.mark.parametrize("model,parameters", [
+    # As torchvision gives them for vgg11_bn and vgg16_bn, timm for mobilenetv1_100 and _125.
+    (VGG((1, 1, 2, 2, 2), 1000, hidden=(4096, 4096), pool=7), 132_868_840),
+    (VGG(SIZES[16], 1000, hidden=(4096, 4096), pool=7), 138_365_992),
+    (MobileNet(num_classes=1000, stem_stride=2, act="relu6"), 4_231_976),
+    (MobileNet(num_classes=1000, stem_stride=2, act="relu6", width=40), 6_270_840)])
+def test_counts_of_the_networks_for_imagenet(model, parameters):
+  assert count_parameters(model, 64) == parameters
+
+
+@pytest.mark.parametrize("model", [
+    VGG(hidden=(0,)), VGG(pool=0), VGG(dropout=1.0), MobileNet(act="swish"), MobileNet(stem_stride=0)])
+def test_options_that_are_none_are_errors(model):
+  with pytest.raises(ValueError, match="give"):
+    abstract_variables(model, (64, 64, 3))
+
+
+def test_dropout_of_hidden_layers_is_of_training_alone():
+  model, x = VGG((1,), 5, width=8, hidden=(64, 32), pool=2), jnp.ones((2, 5, 6, 3))
+  variables = jax.jit(model.init)(jax.random.key(0), x)
+  apply = jax.jit(functools.partial(model.apply, mutable=["batch_stats"]), static_argnames="train")
+  first, other = (apply(variables, x, train=True, rngs={"dropout": jax.random.key(i)})[0] for i in (1, 2))
+  assert np.abs(first - other).max() > 1e-3
+  np.testing.assert_array_equal(apply(variables, x)[0], apply(variables, x)[0])
+
+
 @pytest.mark.parametrize("sockets,parameters", [
     ({}, 3_217_226),
     (dict(pair=functools.partial(ICBranch, **no_biases)), 6_356_810),

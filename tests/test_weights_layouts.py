@@ -20,8 +20,9 @@ from safetensors.numpy import save_file
 import bionets_jax as bn
 from bionets_jax.counting import abstract_variables
 from bionets_jax.evaluate import command_line
+from bionets_jax.models.common import adaptive_mean_pool
 from bionets_jax.training.teacher import check_inheritance, load_teacher
-from bionets_jax.weights import layouts, load_pretrained, to_torch_layout
+from bionets_jax.weights import layouts, load_pretrained, to_layout
 from bionets_jax.weights.guess import guess_network
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
@@ -38,7 +39,15 @@ CASES = {
     "timm_efficientnet": ("timm_efficientnet", "efficientnet_b0", SMALL | {"flavour": "torchvision"}),
     "torchvision_resnext": ("torchvision", "resnet50", RESNEXT),
     "timm_seresnext": ("timm_seresnet", "resnet50", RESNEXT | {"se_reduction": 16}),
+    "torchvision_resnet": ("torchvision", "resnet18", {"stage_sizes": (1, 2, 1, 1)}),
+    "torchvision_wide_resnet": ("torchvision", "resnet50", {"stage_sizes": (1, 1, 1, 1), "base_width": 24}),
+    "timm_resnet": ("torchvision", "resnet50", {"stage_sizes": (1, 1, 1, 1), "base_width": 16}),
+    "torchvision_vgg": (
+        "torchvision_vgg", "vgg16", {"stage_sizes": (1, 2, 1, 2, 1), "width": 8, "hidden": (24, 20), "pool": 7}),
+    "timm_mobilenetv1": ("timm_mobilenetv1", "mobilenet", {"stem_stride": 2, "act": "relu6", "width": 8}),
 }  # fmt: skip
+# Options without which training is random.
+STILL = {"efficientnet_b0": {"dropout": 0.0, "drop_connect": 0.0}, "vgg16": {"dropout": 0.0}}
 BLANK = np.zeros((), np.float32)
 
 
@@ -50,13 +59,12 @@ def golden():
 
 @functools.cache
 def tensors_of(case):
-  """The golden state dict of a fixture."""
+  """The golden state dict of a fixture, each norm with a count of batches of its own."""
   file = golden()
   rows = zip(*(file[f"{case}/{what}"] for what in ("keys", "shapes", "gains")), strict=True)
-  return {str(key): golden_layer(str(key), tuple(int(n) for n in shape if n), gain)
-          for key, shape, gain in rows if not key.endswith("num_batches_tracked")} | {
-              str(key): np.zeros((), np.int64) for key in file[f"{case}/keys"]
-              if key.endswith("num_batches_tracked")}
+  return {
+      str(key): np.array(zlib.crc32(key.encode()) % 1000, np.int64) if key.endswith("num_batches_tracked")
+      else golden_layer(str(key), tuple(int(n) for n in shape if n), gain) for key, shape, gain in rows}
 
 
 @pytest.fixture(scope="module")
@@ -93,18 +101,33 @@ def error_of(*args, **options):
 @pytest.mark.parametrize("case", CASES)
 def test_logits_equal_the_librarys(case, file_of):
   layout, name, options = CASES[case]
+  options = options | STILL.get(name, {})
   loaded = load(file_of(case), name, **options)
   assert loaded.layout == layout
   images = golden_images(case, tuple(golden()[f"{case}/image_shape"]))
-  logits = jax.jit(bn.create_model(name, 7, **options).apply)(loaded.variables, images)
-  theirs = golden()[f"{case}/logits"]
-  assert logits.shape == theirs.shape
-  assert np.abs(logits - theirs).max() < 1e-4 * np.abs(theirs).max()
-  # And out again: every key, batch counters too, to the bit.
-  back = to_torch_layout(loaded.variables, layout)
+  model = bn.create_model(name, 7, **options)
+
+  @jax.jit
+  def run(variables):
+    rngs = {"dropout": jax.random.key(0)}
+    return [model.apply(variables, images, train=train, mutable=["batch_stats"], rngs=rngs)[0]
+            for train in (False, True)]
+
+  for ours, mode in zip(run(loaded.variables), ("logits", "train_logits"), strict=True):
+    theirs = golden()[f"{case}/{mode}"]
+    assert ours.shape == theirs.shape
+    assert np.abs(ours - theirs).max() < 1e-4 * np.abs(theirs).max(), mode
+  # And out again: every key to the bit, counts of batches too.
+  back = to_layout(loaded.variables, layout, loaded.extras)
   assert back.keys() == tensors_of(case).keys()
   for key, value in tensors_of(case).items():
     np.testing.assert_array_equal(back[key], value, strict=True, err_msg=key)
+
+
+def test_adaptive_pooling_is_pytorchs():
+  images = golden_images("adaptive", (2, 9, 16, 3))
+  np.testing.assert_allclose(adaptive_mean_pool(images, 7), golden()["adaptive"], rtol=1e-5, atol=1e-6)
+  np.testing.assert_array_equal(adaptive_mean_pool(images[:, :7, :7], 7), images[:, :7, :7])
 
 
 SIZES = {f"timm/b{i}": ("timm_efficientnet", f"efficientnet_b{i}", {}) for i in range(8)}
@@ -114,19 +137,34 @@ SIZES |= {
     "timm/seresnext50_32x4d": (
         "timm_seresnet", "resnet50", {"groups": 32, "base_width": 4, "se_reduction": 16}),
     "torchvision/resnext50_32x4d": ("torchvision", "resnet50", {"groups": 32, "base_width": 4}),
+    "torchvision/resnet152": ("torchvision", "resnet101", {"stage_sizes": (3, 8, 36, 3)}),
+    "torchvision/resnext101_64x4d": ("torchvision", "resnet101", {"groups": 64, "base_width": 4}),
+    "torchvision/wide_resnet50_2": ("torchvision", "resnet50", {"base_width": 128}),
+    "timm/resnet26": ("torchvision", "resnet50", {"stage_sizes": (2, 2, 2, 2)}),
+    "timm/mobilenetv1_100": ("timm_mobilenetv1", "mobilenet", {"stem_stride": 2, "act": "relu6"}),
+    "timm/mobilenetv1_125": ("timm_mobilenetv1", "mobilenet", {"stem_stride": 2, "act": "relu6", "width": 40}),
 }  # fmt: skip
+DENSE = {"hidden": (4096, 4096), "pool": 7}
+SIZES |= {f"torchvision/{vgg}": ("torchvision_vgg", name, DENSE | sizes) for vgg, name, sizes in (
+    ("vgg11_bn", "vgg16", {"stage_sizes": (1, 1, 2, 2, 2)}),
+    ("vgg13_bn", "vgg16", {"stage_sizes": (2, 2, 2, 2, 2)}),
+    ("vgg16_bn", "vgg16", {}), ("vgg19_bn", "vgg19", {}))}  # fmt: skip
+# As long to trace as all others together.
+LARGE = {f"{library}/b{i}" for library in ("timm", "torchvision") for i in range(3, 8)} | {
+    "torchvision/resnet152", "torchvision/resnext101_64x4d"}
 
 
 @pytest.mark.parametrize("size", [
-    size for size in SIZES if size[-1] in "012d" or os.environ.get("BIONETS_TEST_SLOW")])
+    size for size in SIZES if size not in LARGE or os.environ.get("BIONETS_TEST_SLOW")])
 def test_names_and_shapes_of_the_published_sizes(size):
   layout, name, options = SIZES[size]
   layout = layouts.find_layout(layout)
-  tree = abstract_variables(bn.create_model(name, **options), (64, 64, 3)) if options else tree_of(name)
-  theirs = {}
-  for path, leaf in layouts.flatten(tree).items():
-    slot = layouts.slot(layout, path)
-    theirs[slot.key] = jax.ShapeDtypeStruct([leaf.shape[i] for i in np.argsort(slot.axes)], leaf.dtype)
+  tree = tree_of(name) if name.startswith("efficientnet") else abstract_variables(
+      bn.create_model(name, 1000, **options), (64, 64, 3))
+  leaves, theirs = layouts.flatten(tree), {}
+  for path, slot in layouts.slots(layout, {path: leaf.shape for path, leaf in leaves.items()}).items():
+    shape = leaves[path].shape
+    theirs[slot.key] = jax.ShapeDtypeStruct([shape[i] for i in np.argsort(slot.axes)], np.float32)
   lines = sorted(f"{key} {tuple(leaf.shape)}" for key, leaf in theirs.items())
   assert zlib.crc32("\n".join(lines).encode()) == golden()[f"sizes/{size}"]
   assert layouts.recognise(theirs) == layout
@@ -150,10 +188,21 @@ def tree_of(name):  # of an EfficientNet, the same for both libraries
 def test_preprocessing_is_that_of_the_size(tmp_path, case, name, options, size, resize):
   model = bn.create_model(name, **options)
   tree = jax.tree.map(lambda leaf: np.broadcast_to(BLANK, leaf.shape), tree_of(name))
-  save_file(to_torch_layout(tree, f"{case}_efficientnet"), tmp_path / "file.safetensors")
+  save_file(to_layout(tree, f"{case}_efficientnet"), tmp_path / "file.safetensors")
   found = load_pretrained(tmp_path / "file.safetensors", tree, model=model).preprocessing
   assert (found.image_size, found.resize, found.interpolation) == (size, resize, "bicubic")
   assert (found.mean, found.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_preprocessing_of_vgg_and_mobilenet(file_of):
+  def inputs(case):
+    return load(file_of(case), *CASES[case][1:2], **CASES[case][2]).preprocessing
+
+  size, resize, mean, std = golden()["mobilenetv1"]
+  found = inputs("timm_mobilenetv1")
+  assert (found.image_size, found.resize, found.interpolation) == (size, resize, "bicubic")
+  assert (found.mean, found.std) == ((mean,) * 3, (std,) * 3)
+  assert inputs("torchvision_vgg") == inputs("torchvision_resnet")
 
 
 def test_a_file_of_the_right_names_and_absurd_shapes_is_no_network():
@@ -210,6 +259,28 @@ def test_the_epsilon_must_be_the_files(file_of):
   assert message.endswith("Create it with norm_epsilon=1e-05")
 
 
+def test_stride_and_activation_must_be_the_files(file_of):
+  wanted = "stem_stride=2, act='relu6'"
+  message = error_of(file_of("timm_mobilenetv1"), "mobilenet", width=8, stem_stride=2)
+  assert f"its network has {wanted}; mobilenet has stem_stride=2, act='relu'. Create it with {wanted}" in message
+  _, template = network("mobilenet", width=8)
+  with pytest.raises(ValueError, match="Pass the module, created with stem_stride=2"):
+    load_pretrained(file_of("timm_mobilenetv1"), template)
+
+
+@pytest.mark.parametrize("change", ({"hidden": ()}, {"hidden": (24,)}, {"hidden": (24, 20, 20)}, {"pool": 14}))
+def test_torchvision_has_no_other_vgg(change):
+  model, template = network("vgg16", **CASES["torchvision_vgg"][2] | change)
+  variables = jax.tree.map(lambda leaf: np.broadcast_to(BLANK, leaf.shape), template)
+  with pytest.raises(ValueError, match="torchvision_vgg layout has no place for .*params/head/kernel"):
+    to_layout(variables, "torchvision_vgg")
+
+
+def test_a_vgg_for_small_images_is_told_what_the_file_is(file_of):
+  message = error_of(file_of("torchvision_vgg"), "vgg16")
+  assert "looks like vgg16 with stage_sizes=(1, 2, 1, 2, 1), width=8, hidden=(24, 20), pool=7" in message
+
+
 def test_differences_are_named(file_of):
   message = error_of(file_of("timm_seresnext"), "resnet50", **RESNEXT)
   assert "left over in the file (20)" in message and "layer1.0.se.fc1.weight" in message  # 5 blocks of 4
@@ -219,15 +290,27 @@ def test_differences_are_named(file_of):
   assert "stage1_block0/conv2/kernel: the model has (3, 3, 8, 32), the file (3, 3, 4, 32)" in message
 
 
-def test_networks_that_are_not_ours_are_refused_with_the_reason(tmp_path):
-  for keys, reason in (
-      (("features.0.weight", "features.1.running_var", "classifier.0.weight", "classifier.3.weight",
-        "classifier.6.weight"), "three dense layers"),
-      (("layer0.conv1.weight", "layer1.0.se_module.fc1.weight", "last_linear.weight"), "legacy SE-ResNet"),
-      (("conv_stem.weight", "blocks.0.0.conv_dw.weight", "conv_head.bias"), "unknown layout"),
-  ):  # fmt: skip
-    save_file(dict.fromkeys(keys, np.zeros(3, np.float32)), tmp_path / "file.safetensors")
-    assert reason in error_of(tmp_path / "file.safetensors", "resnet18")
+REASONS = {
+    "torchvision/vgg11": "VGG without batch norm", "torchvision/mobilenet_v2": "MobileNetV2. Ours is version 1",
+    "torchvision/mobilenet_v3_small": "MobileNetV3", "torchvision/efficientnet_v2_s": "EfficientNetV2",
+    "timm/vgg11_bn": "timm's VGG", "timm/legacy_seresnet18": "legacy SE-ResNet",
+    "timm/resnet18d": "stem is three 3x3", "timm/resnest14d": "stem is three 3x3",
+    "timm/ecaresnetlight": "an ECA-ResNet", "timm/res2net50_14w_8s": "a Res2Net", "timm/resnet50_gn": "group norm",
+    "timm/mobilenetv1_100h": "mobilenetv1_100h", "timm/mobilenetv2_050": "MobileNetV2",
+    "timm/mobilenetv3_small_050": "MobileNetV3", "timm/efficientnet_lite0": "EfficientNet-Lite",
+    "timm/efficientnet_es": "EfficientNet-EdgeTPU", "timm/efficientnet_b0_gn": "with group norm"}  # fmt: skip
+
+
+@pytest.mark.parametrize("network", REASONS)
+def test_networks_that_are_not_ours_are_refused_with_the_reason(network, tmp_path):
+  keys = str(golden()[f"refused/{network}"]).split("\n")
+  save_file(dict.fromkeys(keys, np.zeros(3, np.float32)), tmp_path / "file.safetensors")
+  assert REASONS[network] in error_of(tmp_path / "file.safetensors", "resnet18")
+  assert guess_network(dict.fromkeys(keys, np.zeros((64, 64, 7, 7), np.int8))) is None
+
+
+def test_every_refused_network_of_the_libraries_is_tried():
+  assert {key.removeprefix("refused/") for key in golden() if key.startswith("refused/")} == REASONS.keys()
 
 
 # --- as a teacher, and evaluated ------------------------------------------------------------------------
@@ -250,6 +333,11 @@ def test_a_teacher_has_the_students_options(file_of):
     assert new and all("pair" in path for path in new)
   teacher = teacher_for(file_of("torchvision_resnext"), "ic_resnet50_b", alpha="learned", **RESNEXT)
   assert (teacher.model.groups, teacher.model.base_width) == (8, 4)
+  for case, student in (("torchvision_vgg", "ic_vgg16"), ("timm_mobilenetv1", "ic_mobilenet")):
+    _, name, options = CASES[case]
+    teacher = teacher_for(file_of(case), student, alpha="learned", **options)
+    grown = abstract_variables(bn.create_model(student, 7, alpha="learned", **options), (64, 64, 3))
+    assert teacher.name == name and check_inheritance(teacher.variables, grown, (name, student))
 
 
 def test_a_teacher_of_another_flavour_says_which_option_to_give(file_of):
@@ -267,9 +355,8 @@ def test_options_of_an_evaluated_network(file_of, capsys):
   options = command_line.parse([
       path, "--model=efficientnet_b0", "--model-option=flavour=tf", "--model-option=width=0.25"])
   assert options.model_options == {"flavour": "tf", "width": 0.25}
-  for wrong, message in ((["--model-option=flavour=tf"], "goes with --model"),
-                         (["--model=resnet50", "--model-option=groups"], "give NAME=VALUE"),
-                         (["--model=resnet50", "--model-option=dtype=float16"], "--dtype decide")):
+  for wrong, message in ((["--model=resnet50", "--model-option=groups"], "give NAME=VALUE"),
+                         (["--model=resnet50", "--model-option=dtype=float16"], "or --dtype")):
     with pytest.raises(SystemExit):
       command_line.parse([path, *wrong])
     assert message in capsys.readouterr().err

@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 import bionets_jax as bn
-from bionets_jax.weights import layouts, load_pretrained, to_torch_layout
+from bionets_jax.counting import abstract_variables
+from bionets_jax.weights import layouts, load_pretrained, to_layout
 from bionets_jax.weights.guess import guess_network
 
 NAMES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet20_cifar", "resnet32_cifar")
@@ -37,7 +38,7 @@ def numbered(name):
 
 
 def write(tmp_path, name, change=lambda tensors: None):
-  tensors = to_torch_layout(numbered(name), layout_of(name))
+  tensors = to_layout(numbered(name), layout_of(name))
   change(tensors)
   path = tmp_path / "file.safetensors"
   save_file(tensors, path)
@@ -71,17 +72,57 @@ def test_export_and_import_are_inverse(tmp_path, name):
 def test_export_has_torchs_keys_and_names_itself(name):
   tree = template(name)
   blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), tree)
-  tensors = to_torch_layout(blank, layout_of(name))
+  tensors = to_layout(blank, layout_of(name))
   norms = sum(key.endswith("running_var") for key in tensors)
   assert len(tensors) == len(jax.tree.leaves(tree)) + norms
   assert guess_network(tensors) == (name, {})
   assert layouts.recognise(tensors).name == layout_of(name)
 
 
+@pytest.mark.parametrize("name, options", (
+    ("resnet101", {"stage_sizes": (3, 8, 36, 3)}),  # ResNet-152
+    ("resnet50", {"base_width": 128}),  # Wide ResNet-50-2
+    ("resnet18", {"stem": "3x3", "width": 32}),
+    ("resnet34", {"stage_sizes": (3, 6, 6, 3), "se_reduction": 16}),
+    ("resnet56_cifar", {"stage_sizes": (18, 18, 18)}),  # ResNet-110
+    ("resnet20_cifar", {"stage_sizes": (1, 1, 1), "width": 8}),
+    ("vgg16", {"stage_sizes": (1, 1, 2, 2, 2), "width": 8, "hidden": (24, 20), "pool": 7}),
+))  # fmt: skip
+@pytest.mark.parametrize("num_classes", (10, 0))
+def test_what_a_file_looks_like_can_be_created(name, options, num_classes):
+  tree = abstract_variables(bn.create_model(name, num_classes, **options), (64, 64, 3))
+  layout = {"resnet34": "timm_seresnet", "vgg16": "torchvision_vgg"}.get(name, layout_of(name))
+  tensors = to_layout(jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), tree), layout)
+  assert guess_network(tensors) == (name, options)
+
+
+def test_a_file_without_counts_of_batches_leaves_without(tmp_path):
+  """As the published files of pytorch_resnet_cifar10 are."""
+  def change(tensors):
+    for key in [key for key in tensors if key.endswith("num_batches_tracked")]:
+      del tensors[key]
+
+  loaded = load_pretrained(write(tmp_path, "resnet20_cifar", change), template("resnet20_cifar"))
+  assert loaded.extras == {}
+  back = to_layout(loaded.variables, loaded.layout, loaded.extras)
+  assert not any(key.endswith("num_batches_tracked") for key in back) and len(back) == len(
+      jax.tree.leaves(loaded.variables))  # fmt: skip
+
+
+def test_extras_of_no_use_are_errors():
+  variables, counter = numbered("resnet20_cifar"), "layer1.0.bn1.num_batches_tracked"
+  count = {counter: np.array(7)}
+  tensors = to_layout(variables, "pytorch_resnet_cifar10", count)
+  assert tensors[counter] == 7 and tensors["bn1.num_batches_tracked"] == 0
+  for key in ("layer9.0.bn1.num_batches_tracked", "linear.weight", "extra"):
+    with pytest.raises(ValueError, match=f"no use for 1 of them: {key}"):
+      to_layout(variables, "pytorch_resnet_cifar10", count | {key: np.zeros(())})
+
+
 def test_export_axes():
   """A kernel (H, W, in, out) becomes (out, in, H, W), a dense one (out, in)."""
   variables = numbered("resnet20_cifar")
-  tensors = to_torch_layout(variables, "pytorch_resnet_cifar10")
+  tensors = to_layout(variables, "pytorch_resnet_cifar10")
   kernel = variables["params"]["stage2_block0"]["conv1"]["kernel"]
   assert kernel.shape == (3, 3, 16, 32)
   assert tensors["layer2.0.conv1.weight"].shape == (32, 16, 3, 3)
@@ -145,6 +186,38 @@ def test_single_differences_are_named(tmp_path):
   assert "misshapen (2)" in message
 
 
+def test_the_number_of_classes_comes_first(tmp_path):
+  path = write(tmp_path, "resnet20_cifar")
+
+  def first_line(path, num_classes):
+    with pytest.raises(ValueError) as error:
+      load_pretrained(path, template("resnet20_cifar", num_classes=num_classes), model_name="resnet20_cifar")
+    return str(error.value).splitlines()[0]
+
+  start = f"{path} (pytorch_resnet_cifar10 layout): the file has "
+  assert first_line(path, 100) == start + "10 classes, the model 100; create the model with num_classes=10"
+  assert first_line(path, 0).startswith(
+      start + "a head for 10 classes, the model none; create the model with num_classes=10. ")
+
+  def behead(tensors):
+    del tensors["linear.weight"], tensors["linear.bias"]
+
+  headless = write(tmp_path, "resnet20_cifar", behead)
+  assert first_line(headless, 10) == (
+      start + "no head, the model one for 10 classes; create the model with num_classes=0")
+  loaded = load_pretrained(headless, template("resnet20_cifar", num_classes=0))
+  assert "head" not in loaded.variables["params"] and loaded.layout == "pytorch_resnet_cifar10"
+
+
+def test_other_classes_of_another_network(tmp_path):
+  path = write(tmp_path, "resnet34")
+  with pytest.raises(ValueError) as error:
+    load_pretrained(path, template("resnet18", num_classes=10), model_name="resnet18")
+  lines = str(error.value).splitlines()
+  assert lines[0].endswith("does not fit resnet18:") and lines[1] == "  this file looks like resnet34"
+  assert lines[2] == "  the file has 1000 classes, the model 10; create the model with num_classes=1000"
+
+
 def test_unknown_layout_names_those_known(tmp_path):
   path = tmp_path / "file.safetensors"
   save_file({"encoder.weight": np.zeros(3, np.float32)}, path)
@@ -175,9 +248,9 @@ def test_a_template_without_shapes_is_an_error(tmp_path):
 def test_ic_networks_have_no_place_in_torchs_layout():
   blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape), template("ic_resnet20_cifar"))
   with pytest.raises(ValueError, match=r"no place for .*stage1_block0/conv1/"):
-    to_torch_layout(blank, "pytorch_resnet_cifar10")
+    to_layout(blank, "pytorch_resnet_cifar10")
   with pytest.raises(ValueError, match="known: torchvision, pytorch_resnet_cifar10"):
-    to_torch_layout(blank, "torch")
+    to_layout(blank, "torch")
 
 
 # --- a published checkpoint -----------------------------------------------------------------------
@@ -235,3 +308,13 @@ def test_published_resnet20_accuracy():
     logits, _ = forward(loaded.variables, batch)
     correct += int((logits.argmax(-1) == labels[start : start + 1000]).sum())
   assert correct == 8103
+
+
+def test_negative_variances_are_refused(tmp_path):
+  model = bn.create_model("resnet20_cifar", stage_sizes=(1, 1, 1), width=4)
+  template = abstract_variables(model, (32, 32, 3))
+  tensors = to_layout(jax.tree.map(lambda a: np.ones(a.shape, np.float32), template), "pytorch_resnet_cifar10")
+  tensors["bn1.running_var"][2] = -0.5
+  save_file(tensors, tmp_path / "w.safetensors")
+  with pytest.raises(ValueError, match="bn1.running_var holds negative variances"):
+    load_pretrained(tmp_path / "w.safetensors", template)

@@ -229,6 +229,90 @@ def test_shared_containers_are_read_once(tmp_path):
   assert len(read_torch_file(write(tmp_path / "laughs.pth", "zip", opcodes(node), {}))) == 2
 
 
+def doublings(depth=100):
+  """The opcodes of a tuple that holds the one before it twice, `depth` times: 2^depth paths in some bytes."""
+  steps = (b"h%ch%c\x86q%c0" % (level, level, level + 1) for level in range(depth))
+  return b")q\x000" + b"".join(steps) + b"h%c" % depth
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "body, message",
+    (
+        (b"}(" + doublings() + b"K\x01u", "a key .a tuple, a tuple."),
+        (b"}" + doublings() + b"K\x01s", "a key"),
+        (b"(" + doublings() + b"K\x01d", "a key"),
+        (b"\x8f(" + doublings() + b"\x90", "a key"),
+        (b"(" + doublings() + b"\x91", "a key"),
+        (b"ccollections\nOrderedDict\n((" + doublings() + b"K\x01\x86ltR", "a key"),
+        (b"}" + opcodes(tuple(range(100))) + b"K\x01s", "a key"),
+        (b"}" + opcodes(2**1000) + b"K\x01s", "a key"),
+        (doublings() + b"Q", "unknown kind of reference"),
+        (b"ctorch\ndevice\n" + doublings() + b"\x85R", "torch.device"),
+        (b"ctorch\nSize\n" + opcodes(tuple(range(100))) + b"\x85R", "torch.Size"),
+        (b"ctorch\ndevice\n" + opcodes(tuple(range(100))) + b"R", "a call with arguments"),
+        (b"ctorch\ndevice\n" + opcodes([1]) + b"R", "a call with arguments"),
+        (b"ctorch\ndevice\n)\x81", "NEWOBJ"),
+        (b"\x8b" + struct.pack("<i", 4) + bytes(4), "LONG4"),
+        (b"\x96" + struct.pack("<Q", 2**40), "BYTEARRAY8"),
+        (b"\x8e" + struct.pack("<Q", 2**40), "declares 1099511627776 bytes"),
+        (b"\x8d" + struct.pack("<Q", 2**40), "declares 1099511627776 bytes"),
+        (b"\x95" + struct.pack("<Q", 2**40), "declares 1099511627776 bytes"),
+    ),
+)
+def test_small_files_that_ask_for_much_work_are_refused(tmp_path, layout, body, message):
+  with pytest.raises(TorchFileError, match=message) as error:
+    read_torch_file(write(tmp_path / "bad.pth", layout, body, {}))
+  assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_doubled_tuples_in_tensors_are_refused(tmp_path, layout):
+  body = tensor_opcodes().replace(opcodes((2,)), doublings())
+  with pytest.raises(TorchFileError, match="size .a tuple, a tuple."):
+    read_torch_file(write(tmp_path / "bad.pth", layout, body))
+
+
+def test_a_memo_index_takes_no_memory(tmp_path):
+  path = write(tmp_path / "memo.pth", "zip", opcodes([1]) + b"r\xff\xff\xff\x7f", {})
+  assert read_torch_file(path) == [1]
+
+
+def test_keys_that_runs_have_are_read(tmp_path):
+  run = {0: "a", "b": {1.5, None}, (1, "c"): frozenset([2]), b"d": True, 2**47: ()}
+  assert read_torch_file(write(tmp_path / "run.pth", "zip", pickle.dumps(run, 4)[:-1], {})) == run
+
+
+@pytest.mark.parametrize("size", ((10**9,), (10**5, 10**5), (2**40, 2**30)), ids=str)
+def test_expanded_tensors_beyond_the_file_are_refused(tmp_path, size):
+  path = write(tmp_path / "bad.pth", "zip", tensor_opcodes(size=size, stride=(0,) * len(size)))
+  with pytest.raises(TorchFileError, match="declares more elements than are stored"):
+    read_torch_file(path)
+
+
+def test_expanded_tensors_are_counted_together(tmp_path):
+  one = tensor_opcodes(size=(10**7,), stride=(0,))
+  assert read_torch_file(write(tmp_path / "one.pth", "zip", one)).shape == (10**7,)
+  with pytest.raises(TorchFileError, match="declares more elements than are stored"):
+    read_torch_file(write(tmp_path / "two.pth", "zip", b"](" + one + one + b"e"))
+
+
+def test_a_member_larger_than_the_file_is_refused(tmp_path):
+  path = write(tmp_path / "bad.pth", "zip", tensor_opcodes())
+  content = bytearray(path.read_bytes())
+  at = content.rindex(b"PK\x01\x02")  # of archive/data/0 in the archive's directory
+  content[at + 24 : at + 28] = struct.pack("<I", 2**30)
+  path.write_bytes(content)
+  with pytest.raises(TorchFileError, match="claims to be larger than the whole file"):
+    read_torch_file(path)
+
+
+def test_a_fifo_is_not_opened(tmp_path):
+  os.mkfifo(tmp_path / "fifo.pth")
+  with pytest.raises(TorchFileError, match="not a regular file"):
+    read_torch_file(tmp_path / "fifo.pth")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_cut_files_are_errors_at_any_length(tmp_path, layout):
   whole = (FILES / f"run_{layout}.pth").read_bytes()

@@ -1,11 +1,11 @@
 """The command line of the evaluators. Exit status: 0 done, 1 an error, 2 wrong usage."""
 
 import argparse
-import ast
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+
+from bionets_jax.weights.command_line import model_option
 
 _DESCRIPTION = """\
 Evaluates the weights of a finished run, or another library's checkpoint, on any data set that has the
@@ -37,10 +37,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
       prog="python -m bionets_jax.evaluate", description=_DESCRIPTION, epilog=_EPILOGUE,
       formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-  parser.add_argument("weights", metavar="WORKDIR", help="of a finished run; or a file of weights")
+  parser.add_argument("weights", metavar="WORKDIR", help="of a finished run; or a file of weights, or "
+                      "an address such as hf://timm/resnet50.tv_in1k or torchvision://ResNet50_Weights.DEFAULT")
   parser.add_argument("--model", default="", metavar="NAME",
-                      help="the network in another library's file (torchvision's, timm's, ...)")
-  parser.add_argument("--model-option", type=_option, action="append", default=[], metavar="NAME=VALUE",
+                      help="the network in another library's file (default: what its keys say)")
+  parser.add_argument("--model-option", type=model_option, action="append", default=[], metavar="NAME=VALUE",
                       help="an option of that network, such as flavour=tf; once for each")
 
   data = parser.add_argument_group("data (default: the run's test_split, or its eval_split without one)")
@@ -73,15 +74,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
   out = parser.add_argument_group("results")
   out.add_argument("--name", default="", help="of the files (default: from the options)")
-  out.add_argument("--out", default="", metavar="DIR", help="of the files (default: WORKDIR/evaluations)")
+  out.add_argument("--out", default="", metavar="DIR", help="of the files (default: WORKDIR/evaluations, or "
+                   "./evaluations for another library's weights)")
 
   options = parser.parse_args(arguments)
   options.disturbances = {
       name: getattr(options, name) for name in _DISTURBANCES
       if options.robustness or getattr(options, name)}
   options.model_options = dict(options.model_option)
-  if options.model_options and not options.model:
-    parser.error("--model-option goes with --model; a run's own weights say what their network is")
   if options.limit < 0 or options.batch_size < 0:
     parser.error("--limit and --batch-size are numbers of images")
   if not 0 <= options.seed < 2**32:
@@ -90,7 +90,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.error("--real-labels goes with undisturbed images; leave one of the two out")
   if os.path.basename(options.name) != options.name:
     parser.error(f"--name={options.name}: a name without folders; --out names the folder")
-  if not os.path.exists(options.weights):
+  if "://" not in options.weights and not os.path.exists(options.weights):
     parser.error(f"{options.weights}: no such file or directory")
   return options
 
@@ -115,19 +115,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("stopped; nothing was written", file=sys.stderr)
     return 1
   return 0
-
-
-def _option(text: str) -> tuple[str, Any]:
-  """'groups=32' -> ('groups', 32); what is no Python literal is text."""
-  name, equals, value = text.partition("=")
-  if not (name.isidentifier() and equals and value):
-    raise argparse.ArgumentTypeError(f"{text!r}: give NAME=VALUE")
-  if name in ("num_classes", "dtype"):
-    raise argparse.ArgumentTypeError(f"{name}: leave it out, the data and --dtype decide")
-  try:
-    return name, ast.literal_eval(value)
-  except (ValueError, SyntaxError):
-    return name, value
 
 
 def _numbers(text: str) -> tuple[float, ...]:

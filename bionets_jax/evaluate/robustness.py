@@ -11,7 +11,8 @@ import numpy as np
 from bionets_jax.evaluate.corruptions import ON_HOST
 from bionets_jax.training.evaluation import IN_FLIGHT
 from bionets_jax.training.state import Batch, Metrics, Tree
-from bionets_jax.training.tasks import Classification, normalize
+from bionets_jax.training.tasks import Classification
+from bionets_jax.weights.preprocessing import normalize
 
 
 class Kind(NamedTuple):

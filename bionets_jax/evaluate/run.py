@@ -19,6 +19,8 @@ from bionets_jax.training.side_by_side import over_runs
 from bionets_jax.training.state import make_eval_step
 from bionets_jax.training.summary import show, source_version, write_json
 from bionets_jax.training.tasks import CROP_AVERAGES
+from bionets_jax.weights.locate import is_remote
+from bionets_jax.weights.native import LAYOUT
 
 
 def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) ->
   for kind, given in levels.items():
     robustness.check_levels(kind, given)
   found = read_weights(options.weights, options.model, options.model_options)
+  loaded = found.loaded
   mesh = make_mesh()
   data = which_data(options, found)
   config = found.config
@@ -49,26 +52,28 @@ def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) ->
   examples = Examples(
       data["name"], data["split"], data["dir"], data["transform"], limit=options.limit,
       batch_size=batch_size, workers=options.workers, mesh=mesh)
-  check_classes(found.class_names, examples.source, found.path)
+  check_classes(loaded.class_names, examples.source, loaded.path)
   if levels and examples.crops > 1:
     raise ValueError(f"--transform={data['transform']!r} makes {examples.crops} crops of an image; disturbed "
                      "images are for one: end in center_crop")
   crop_average = options.crop_average or config.get("crop_average") or CROP_AVERAGES[0]
   task, *variables, dtype = make_task(
-      found, num_classes=examples.source.num_classes, image_shape=examples.image_shape,
+      loaded, num_classes=examples.source.num_classes, image_shape=examples.image_shape,
       dtype=options.dtype or config.get("dtype") or "auto", crop_average=crop_average)
-  where = (f"{found.model}, {data['name']} {data['split']}, {'the first ' * bool(options.limit)}"
+  where = (f"{loaded.name}, {data['name']} {data['split']}, {'the first ' * bool(options.limit)}"
            f"{len(examples):,} images" + (f" of {examples.crops} crops" if examples.crops > 1 else ""))
   say(f"{where}, on {describe_devices(mesh)}, {dtype}")
 
   variables = jax.device_put(tuple(variables), replicated(mesh))
   measure = _disturbed if levels else _clean
   results = measure(task, variables, examples, levels, options, say)
-  folder = options.out or os.path.join(os.path.dirname(found.path), "evaluations")
+  # Of a run in its workdir; somebody else's file may lie in a cache, or where others read.
+  beside = os.path.dirname(loaded.path) if loaded.layout == LAYOUT and not is_remote(options.weights) else ""
+  folder = options.out or os.path.join(beside, "evaluations")
   name = options.name or default_name(options, data, levels)
   path = os.path.join(folder, f"{name}.json")
   content = {
-      "model": found.model, "weights": os.path.abspath(found.path),
+      "model": loaded.name, "weights": os.path.abspath(loaded.path),
       **({"model_options": options.model_options} if options.model_options else {}),
       "data": {**data, "location": examples.source.location}, "limit": options.limit,
       "examples": len(examples), "crops": examples.crops,
@@ -100,7 +105,7 @@ def which_data(options: argparse.Namespace, found: Weights) -> dict[str, str]:
   run = found.config.get("data", {})
   name = options.data or run.get("name", "")
   if not name:
-    raise ValueError(f"{found.path} does not say which data it was trained on; give --data=NAME and --split")
+    raise ValueError(f"{found.loaded.path} does not say which data it was trained on; give --data=NAME and --split")
   tested = "test" if run.get("test_split") else "eval"
   # Another set has its own names of splits; but the network's input stays what it was.
   split = options.split or (run.get(f"{tested}_split", "") if name == run.get("name") else "")
@@ -108,7 +113,7 @@ def which_data(options: argparse.Namespace, found: Weights) -> dict[str, str]:
     raise ValueError(f"--data={name}: give its --split too")
   transform = options.transform
   if transform is None:
-    transform = run.get(f"{tested}_transform", "")
+    transform = run.get(f"{tested}_transform", "") if run else found.transform()
   folder = options.data_dir
   if folder is None:
     folder = run.get("dir", "")

@@ -25,10 +25,36 @@ def mean_pool(x: jax.Array) -> jax.Array:
   Raises:
     ValueError: if the strides and pools before have left nothing of the image.
   """
+  _check_not_empty(x)
+  return x.mean(axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _check_not_empty(x: jax.Array) -> None:
   if 0 in x.shape[1:3]:
     raise ValueError("the images are too small for this network: of their height and width "
                      f"{x.shape[1]} x {x.shape[2]} is left before the last pool")
-  return x.mean(axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+
+
+def adaptive_mean_pool(x: jax.Array, side: int) -> jax.Array:
+  """(N, H, W, C) to (N, side, side, C), in float32 at least: PyTorch's AdaptiveAvgPool2d.
+
+  Pixel i is the mean over the rows (columns) from floor(i H / side) to ceil((i + 1) H / side): windows
+  overlap where `side` does not divide H, and repeat where it is larger.
+
+  Raises:
+    ValueError: as `mean_pool`.
+  """
+  if side == 1:
+    return mean_pool(x)[:, None, None]
+  _check_not_empty(x)
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+  for axis in (1, 2):
+    size = x.shape[axis]
+    if size != side:
+      windows = [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
+      x = jnp.concatenate(
+          [jax.lax.slice_in_dim(x, *window, axis=axis).mean(axis, keepdims=True) for window in windows], axis)
+  return x
 
 
 def select_endpoints(

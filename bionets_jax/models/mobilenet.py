@@ -1,11 +1,12 @@
-"""MobileNet v1 for small images, with sockets for its depthwise and pointwise convolutions and their pairs.
+"""MobileNet v1 with sockets for its depthwise and pointwise convolutions and their pairs.
 
 Source: Howard et al. 2017; the layout is pytorch-cifar's (github.com/kuangliu/pytorch-cifar), as are the
-initialisers: PyTorch's defaults, which that repository leaves alone.
+initialisers: PyTorch's defaults, which that repository leaves alone. With `stem_stride` and `act` it is
+timm's mobilenetv1_100, for ImageNet.
 """
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -15,9 +16,11 @@ from bionets_jax.layers import BatchNorm
 from bionets_jax.layers.socket import Unit, check_sockets, conv_norm_act, plain_conv
 from bionets_jax.models.common import mean_pool, select_endpoints, torch_bias, torch_default
 
+ACTS = {"relu": nn.relu, "relu6": nn.relu6}
+
 
 class MobileNetBlock(nn.Module):
-  """Depthwise 3x3, BN, ReLU, pointwise, BN, ReLU: (N, H, W, C) -> (N, H/s, W/s, features).
+  """Depthwise 3x3, BN, act, pointwise, BN, act: (N, H, W, C) -> (N, H/s, W/s, features).
 
   Attributes:
     features: channels of the output.
@@ -25,7 +28,7 @@ class MobileNetBlock(nn.Module):
     conv: socket of the depthwise convolution.
     pointwise: socket of the pointwise convolution.
     pair: unit around both, or None; added to the pointwise response, before its norm.
-    norm: see `layers.socket.conv_norm_act`.
+    norm, act: see `layers.socket.conv_norm_act`.
     dtype: of the computation.
   """
 
@@ -35,6 +38,7 @@ class MobileNetBlock(nn.Module):
   pointwise: Unit
   pair: Unit | None
   norm: Unit
+  act: Callable[[jax.Array], jax.Array]
   dtype: Any = None
 
   @nn.compact
@@ -45,7 +49,7 @@ class MobileNetBlock(nn.Module):
     if self.pair is not None:
       pair = self.pair(self.features, (3, 3), name="pair", **window)
       around = functools.partial(pair, x)
-    layer = dict(norm=self.norm, act=nn.relu)
+    layer = dict(norm=self.norm, act=self.act)
     y = conv_norm_act(x, self.conv, x.shape[-1], (3, 3), feature_group_count=x.shape[-1],
                       name="depthwise_conv", **window, **layer)
     return conv_norm_act(y, self.pointwise, self.features, (1, 1), around=around,
@@ -53,7 +57,10 @@ class MobileNetBlock(nn.Module):
 
 
 class MobileNet(nn.Module):
-  """pytorch-cifar's MobileNet: a 3x3 stem of stride 1 and 13 depthwise-separable blocks.
+  """A 3x3 stem and 13 depthwise-separable blocks.
+
+  The defaults are pytorch-cifar's. timm's mobilenetv1_100 is stem_stride=2, act='relu6' and 1000 classes,
+  its mobilenetv1_125 has width=40 besides.
 
   Maps images (N, H, W, 3), float, to logits (N, num_classes), float32. Endpoints, by name: 'stem',
   'stage1'..'stage5', 'pre_logits' (the pooled features). Every stage but the first halves the sides,
@@ -67,11 +74,13 @@ class MobileNet(nn.Module):
     pair: None, or a unit such as `layers.ICBranch` around each depthwise-pointwise pair: it adds to the
       pointwise response what it computes from the pair's input.
     width: channels of the stem; stage i has width * 2^i.
+    stem_stride: of the stem.
+    act: 'relu' or 'relu6', min(relu(x), 6).
     batch_norm_groups: see `layers.BatchNorm`.
     dtype: of the computation. Parameters, statistics and logits stay float32.
 
   Raises:
-    ValueError: for a unit that does not fit its socket.
+    ValueError: for a unit that does not fit its socket, or an unknown `act`.
   """
 
   stage_sizes: Sequence[int] = (1, 2, 2, 6, 2)
@@ -80,6 +89,8 @@ class MobileNet(nn.Module):
   pointwise: Unit = plain_conv
   pair: Unit | None = None
   width: int = 32
+  stem_stride: int = 1
+  act: str = "relu"
   batch_norm_groups: int = 1
   dtype: Any = None
 
@@ -90,17 +101,19 @@ class MobileNet(nn.Module):
       self, images: jax.Array, train: bool = False, endpoints: bool | Collection[str] = False
   ) -> jax.Array | tuple[jax.Array, dict[str, jax.Array]]:
     check_sockets(self)
+    self.check()
+    act = ACTS[self.act]
     norm = functools.partial(
         BatchNorm, use_running_average=not train, groups=self.batch_norm_groups, dtype=self.dtype)
     found = {}
     x = found["stem"] = conv_norm_act(
-        images, plain_conv, self.width, (3, 3), padding=1, kernel_init=torch_default, norm=norm,
-        act=nn.relu, dtype=self.dtype, name="stem_conv")
+        images, plain_conv, self.width, (3, 3), strides=self.stem_stride, padding=1,
+        kernel_init=torch_default, norm=norm, act=act, dtype=self.dtype, name="stem_conv")
     for i, blocks in enumerate(self.stage_sizes, start=1):
       for j in range(blocks):
         x = MobileNetBlock(
             self.width * 2**i, stride=2 if i > 1 and j == 0 else 1, conv=self.conv,
-            pointwise=self.pointwise, pair=self.pair, norm=norm, dtype=self.dtype,
+            pointwise=self.pointwise, pair=self.pair, norm=norm, act=act, dtype=self.dtype,
             name=f"stage{i}_block{j}")(x)
       found[f"stage{i}"] = x
     x = found["pre_logits"] = mean_pool(x)
@@ -108,3 +121,10 @@ class MobileNet(nn.Module):
       x = nn.Dense(self.num_classes, kernel_init=torch_default, bias_init=torch_bias(x.shape[-1]),
                    name="head")(x)
     return select_endpoints(x, found, endpoints)
+
+  def check(self) -> None:
+    """Raises ValueError for an unknown activation, or a stem without a stride."""
+    if self.act not in ACTS:
+      raise ValueError(f"act={self.act!r}: give one of {', '.join(map(repr, ACTS))}")
+    if self.stem_stride < 1:
+      raise ValueError(f"stem_stride={self.stem_stride}: give 1 or more")

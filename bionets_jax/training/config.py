@@ -16,7 +16,8 @@ OPEN_KEYS = ("model.options", "paper")
 # What may differ between a run and its continuation: where things are and how they are reported. That
 # the data and the teacher are still the same is checked by what they hold.
 NOT_THE_RUN = ("seeds", "side_by_side", "data.dir", "data.workers", "eval_batch_size", "log_every",
-               "checkpoint_every", "keep_checkpoints", "device", "teacher.weights", "paper")
+               "checkpoint_every", "keep_checkpoints", "device", "teacher.weights", "model.weights",
+               "paper")
 
 
 def classification_config() -> ml_collections.ConfigDict:
@@ -28,6 +29,7 @@ def classification_config() -> ml_collections.ConfigDict:
       side_by_side=0,              # that many of them in one program; 0: as many as fit, on a CPU one
       model=dict(
           name="",                 # one of bionets_jax.list_models()
+          weights="",              # to start from: a workdir, a file, hf://... or torchvision://...
           options=dict(),          # further arguments of create_model
       ),
       data=dict(
@@ -41,7 +43,7 @@ def classification_config() -> ml_collections.ConfigDict:
           test_transform="",       # of test_split
           workers=-1,              # decoding processes; -1: by the cores at hand, 0: threads only
           drop_remainder=True,     # False keeps the last, smaller batch of an epoch
-          mean=(0.485, 0.456, 0.406),  # of images in 0..1; (): the teacher's
+          mean=(0.485, 0.456, 0.406),  # of images in 0..1; (): those of the weights
           std=(0.229, 0.224, 0.225),
       ),
       batch_size=256,              # images per optimiser step, over all devices
@@ -91,7 +93,7 @@ def wld_config() -> ml_collections.ConfigDict:
   config.data.mean = ()
   config.data.std = ()
   config.teacher = ml_collections.ConfigDict(dict(
-      weights="",                  # a bionets_jax workdir, or a .safetensors/.pth/.th file
+      weights="",                  # a workdir, a file of another library, hf://... or torchvision://...
       model="",                    # '': the plain network under the student, with its options
   ))
   config.wld = ml_collections.ConfigDict(dict(

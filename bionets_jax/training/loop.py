@@ -42,9 +42,8 @@ from bionets_jax.training.summary import (
   source_version,
   write_json,
 )
-from bionets_jax.training.teacher import WEIGHT_FILE
 from bionets_jax.training.writer import MetricWriter, NoWriter
-from bionets_jax.weights.native import save_native
+from bionets_jax.weights.native import WEIGHT_FILE, save_native
 
 
 class Interrupted(Exception):
@@ -173,7 +172,7 @@ def _train(
   say(f"devices     {describe_devices(setup.mesh)}, {setup.dtype}")
   say("data        " + pipeline.describe().replace("\n", "\n            "))
   if setup.inherited:
-    say(f"student     {overview.inheritance(setup)}")
+    say(f"weights     {overview.inheritance(setup)}")
 
   everywhere = replicated(setup.mesh)
   def placed(function, **options):
@@ -196,7 +195,7 @@ def _train(
       states[i], memory = run.checkpoints.restore(step, abstract_like(states[i]))
       if memory["inputs"] != run.memory["inputs"]:
         raise ValueError(f"{run.workdir} was begun with {memory['inputs']}, and now the data and the "
-                         f"teacher are {run.memory['inputs']}; give the same ones, or another --workdir")
+                         f"weights are {run.memory['inputs']}; give the same ones, or another --workdir")
       run.memory |= memory
     say(f"resuming from step {step} of {setup.total_steps}")
   state = placed(stack)(states) if count > 1 else states[0]
@@ -234,7 +233,7 @@ def _train(
     say(f"ready after {time.perf_counter() - started:.1f} s; "
         f"{setup.total_steps - step} steps to go, {pipeline.steps_per_epoch} an epoch")
 
-  if setup.inherited and step == 0:
+  if task.frozen and step == 0:
     teachers = [frozen] * count if one_teacher else apart(frozen)
     for run, own, teacher in zip(runs, states, teachers, strict=True):
       say(overview.initial_agreement(run.setup, own, teacher))

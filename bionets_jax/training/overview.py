@@ -37,10 +37,10 @@ def model_table(model: nn.Module, params: Any, image_shape: tuple[int, int, int]
 
 
 def inheritance(setup: Setup) -> str:
-  """What a student takes from its teacher and what is new."""
+  """What the model takes from other weights and what is new."""
   kinds = collections.Counter(path.split("/")[-1] for path in setup.new_paths)
   new = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "nothing"
-  return f"starts from {setup.task.teacher.name} in {setup.task.teacher.source}; new: {new}"
+  return f"starts from {setup.origin}; new: {new}"
 
 
 def initial_agreement(setup: Setup, state: TrainState, frozen: Any) -> str:

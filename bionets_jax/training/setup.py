@@ -21,9 +21,10 @@ from bionets_jax.training import config as config_lib
 from bionets_jax.training.devices import check_platform, make_mesh
 from bionets_jax.training.mixing import check_mixing
 from bionets_jax.training.optimizers import make_optimizer, make_schedule
+from bionets_jax.training.start import load_start
 from bionets_jax.training.state import TrainState, make_init
 from bionets_jax.training.tasks import CROP_AVERAGES, Classification, WeakLogitDistillation
-from bionets_jax.training.teacher import check_inheritance, check_teacher_path, load_teacher
+from bionets_jax.training.teacher import check_inheritance, check_weights_path, load_teacher
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -39,6 +40,7 @@ class Setup:
     init: (rng, inherited) -> the state before the first step.
     inherited: variables that the model starts from, {} for none.
     new_paths: of the model's variables, those that `inherited` lacks.
+    origin: of `inherited`, for a reader: 'resnet50 in resnet50.pth'.
     optimizer, schedule: optax.
     total_steps, log_every, eval_every, checkpoint_every: in steps.
     dtype: of the computation, by name.
@@ -50,6 +52,7 @@ class Setup:
   init: Callable[[jax.Array, Any], TrainState]
   inherited: Any
   new_paths: list[str]
+  origin: str
   optimizer: optax.GradientTransformation
   schedule: Callable
   total_steps: int
@@ -65,7 +68,7 @@ class Setup:
     if self.pipeline.num_test:
       found["test_examples"] = self.pipeline.num_test
     if self.inherited:
-      found["teacher_crc32"] = functools.reduce(
+      found["teacher_crc32" if self.task.frozen else "weights_crc32"] = functools.reduce(
           lambda crc, leaf: zlib.crc32(np.ascontiguousarray(leaf), crc),
           jax.tree.leaves(self.inherited), 0)
     return found
@@ -89,7 +92,9 @@ def make_setup(
   check_platform(config.device)
   wld = config.task == "wld"
   if wld:
-    check_teacher_path(config.teacher.weights)
+    check_weights_path(config.teacher.weights)
+  elif config.model.weights:
+    check_weights_path(config.model.weights, "config.model.weights")
 
   mesh = like.mesh if like else make_mesh(devices)
   data = config.data
@@ -114,7 +119,8 @@ def make_setup(
       image_shape=pipeline.image_shape, label_smoothing=config.label_smoothing,
       mixup=config.mixup, cutmix=config.cutmix, crop_average=config.crop_average,
       alpha_schedule=optax.schedules.linear_schedule(0.0, config.alpha_ramp_to, max(total, 1)))
-  inherited, new_paths = {}, []
+  inherited, new_paths, origin = {}, [], ""
+  mean, std = data.mean, data.std
   if wld:
     teacher = load_teacher(
         config.teacher.weights, student=config.model.name, student_options=model_options(config),
@@ -123,22 +129,28 @@ def make_setup(
     inherited = teacher.variables
     new_paths = check_inheritance(
         inherited, abstract_variables(model, pipeline.image_shape), (teacher.name, config.model.name))
+    origin = f"{teacher.name} in {teacher.source}"
     w = config.wld
     task = WeakLogitDistillation(
-        model, teacher, mean=data.mean or teacher.preprocessing.mean,
-        std=data.std or teacher.preprocessing.std,
+        model, teacher, mean=mean or teacher.preprocessing.mean, std=std or teacher.preprocessing.std,
         distill_weight=losses.distill_weight_schedule(
             total, w.distill_weight_start, w.distill_weight_end, w.distill_weight_shape),
         temperature=w.temperature, tolerance=w.tolerance, distill=w.distill, hinge=w.hinge,
         **options)
   else:
-    task = Classification(model, mean=data.mean, std=data.std, **options)
+    if config.model.weights:
+      start = load_start(
+          config.model.weights, model, name=config.model.name, options=model_options(config),
+          image_shape=pipeline.image_shape)
+      inherited, new_paths, origin = start.variables, start.new, f"{start.name} in {start.source}"
+      mean, std = mean or start.preprocessing.mean, std or start.preprocessing.std
+    task = Classification(model, mean=mean, std=std, **options)
   optimizer = make_optimizer(config.optimizer, schedule)
   init = make_init(task, optimizer, ema=config.ema_decay > 0, select_best=config.select == "best",
                    loss_scaling=dtype == "float16")
   return Setup(
       mesh=mesh, pipeline=pipeline, task=task, init=init, inherited=inherited, new_paths=new_paths,
-      optimizer=optimizer, schedule=schedule, total_steps=total, log_every=log_every,
+      origin=origin, optimizer=optimizer, schedule=schedule, total_steps=total, log_every=log_every,
       eval_every=eval_every, checkpoint_every=checkpoint_every, dtype=dtype)
 
 
@@ -167,9 +179,12 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     if not 0 <= config[key] < 1:
       raise ValueError(f"config.{key}={config[key]}: give a number from 0 to below 1")
   if config.task != "wld":
-    if not config.data.mean or not config.data.std:
-      raise ValueError("config.data.mean and config.data.std are empty; only WLD takes the teacher's")
+    if not config.model.weights and not (config.data.mean and config.data.std):
+      raise ValueError("config.data.mean and config.data.std are empty, and there is neither a teacher nor "
+                       "config.model.weights to take them from")
     return
+  if config.model.weights:
+    raise ValueError("config.model.weights: WLD starts from its teacher, config.teacher.weights; leave it empty")
   one = jnp.zeros((1, 2))
   try:
     losses.wld_loss(one, one, jnp.zeros(1, int), distill_weight=0.5, temperature=config.wld.temperature,

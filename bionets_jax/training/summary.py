@@ -12,13 +12,15 @@ import ml_collections
 
 import bionets_jax
 from bionets_jax.counting import count_macs, count_parameters
+from bionets_jax.data.grammar import parse_call, split_calls
+from bionets_jax.data.transforms import CenterCrop, Resize, TenCrop
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.clock import Clock
 from bionets_jax.training.devices import describe_devices
 from bionets_jax.training.setup import Setup, model_options
 from bionets_jax.training.spread import Spread
 from bionets_jax.training.state import TrainState
-from bionets_jax.training.teacher import WEIGHT_FILE
+from bionets_jax.weights.native import WEIGHT_FILE
 
 
 def finished(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
@@ -126,7 +128,6 @@ def sweep_summary(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 def about_weights(config: ml_collections.ConfigDict, setup: Setup) -> dict[str, Any]:
   """What the weight file says of itself, enough to build the model and feed it."""
-  height = setup.pipeline.image_shape[0]
   return {
       "model": config.model.name,
       "options": model_options(config),
@@ -134,10 +135,20 @@ def about_weights(config: ml_collections.ConfigDict, setup: Setup) -> dict[str, 
       "class_names": list(setup.pipeline.class_names),
       "image_shape": list(setup.pipeline.image_shape),
       "preprocessing": {
-          "mean": list(setup.task.mean), "std": list(setup.task.std), "image_size": height,
-          "resize": height, "interpolation": "bilinear"},
+          "mean": list(setup.task.mean), "std": list(setup.task.std),
+          **resizing(config.data.eval_transform, setup.pipeline.image_shape[0])},
       "eval_transform": config.data.eval_transform,
   }
+
+
+def resizing(transform: str, side: int) -> dict[str, Any]:
+  """How the images of an evaluation come to their size, as `Preprocessing` has it."""
+  known = {"resize": Resize, "center_crop": CenterCrop, "ten_crop": TenCrop}
+  steps = [parse_call(call, known) for call in split_calls(transform)[:2] if call.split("(")[0].strip() in known]
+  if len(steps) == 2 and isinstance(steps[0], Resize) and not isinstance(steps[1], Resize):
+    resize, crop = steps
+    return {"image_size": crop.size, "resize": resize.size, "interpolation": resize.interpolation}
+  return {"image_size": side, "resize": side, "interpolation": "bilinear"}
 
 
 def result_line(summary: dict[str, Any]) -> str:

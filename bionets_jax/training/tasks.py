@@ -15,7 +15,7 @@ from bionets_jax import losses
 from bionets_jax.layers.ic import SCHEDULED
 from bionets_jax.training.mixing import mix
 from bionets_jax.training.teacher import Teacher
-from bionets_jax.weights.preprocessing import Preprocessing
+from bionets_jax.weights.preprocessing import Preprocessing, normalize
 
 Tree = Any
 Batch = dict[str, jax.Array]
@@ -23,12 +23,6 @@ Metrics = dict[str, jax.Array]
 
 
 CROP_AVERAGES = ("softmax", "logits")
-
-
-def normalize(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-  """Images of 0..255 (..., H, W, C) as float32, `(x / 255 - mean) / std` per channel."""
-  x = images.astype(jnp.float32) / 255.0
-  return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
 def topk_correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:

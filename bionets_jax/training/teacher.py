@@ -8,14 +8,12 @@ from typing import Any
 import flax.linen as nn
 from flax.traverse_util import flatten_dict
 
-from bionets_jax import weights
-from bionets_jax.counting import abstract_variables
-from bionets_jax.models import base_name, base_options, create_model
+from bionets_jax.models import base_name, base_options
 from bionets_jax.surgery import inherit
-from bionets_jax.weights.native import load_native
+from bionets_jax.weights.loading import load, load_as
+from bionets_jax.weights.locate import check_source, is_remote, locate
+from bionets_jax.weights.native import find_weights, is_native
 from bionets_jax.weights.preprocessing import Preprocessing
-
-WEIGHT_FILE = "weights.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,42 +35,40 @@ class Teacher:
   source: str
 
 
-def check_teacher_path(path: str) -> None:
-  """Fails at once where there is nothing to load.
+def check_weights_path(path: str, key: str = "config.teacher.weights") -> None:
+  """Fails at once where there is nothing to load. Downloads nothing.
 
   Raises:
-    ValueError: no path at all.
+    ValueError: no path at all, or an address that cannot be one.
     FileNotFoundError: no such file, or a workdir whose run is not finished.
   """
+  what = ("the workdir of a finished run, a file of torchvision, timm or Keras, or an address such as "
+          "hf://timm/resnet50.tv_in1k or torchvision://ResNet50_Weights.IMAGENET1K_V1")
   if not path:
-    raise ValueError(
-        "config.teacher.weights is empty: WLD needs a pretrained network. Give the workdir of a "
-        "finished run, or a .safetensors or .pth file of torchvision or timm, e.g. "
-        "--config.teacher.weights=resnet50.safetensors")
-  if os.path.isdir(path):
-    if not os.path.isfile(os.path.join(path, WEIGHT_FILE)):
-      state = "holds a run that is not finished" if os.path.isfile(
-          os.path.join(path, "config.json")) else "is not the workdir of a run"
-      raise FileNotFoundError(
-          f"config.teacher.weights={path!r} {state}: it has no {WEIGHT_FILE}, which a run writes "
-          "when it is done")
-  elif not os.path.isfile(path):
-    raise FileNotFoundError(
-        f"config.teacher.weights={path!r}: no such file or directory. Give the workdir of a "
-        "finished run, or a .safetensors or .pth file of torchvision or timm")
+    raise ValueError(f"{key} is empty: WLD needs a pretrained network. Give {what}, e.g. "
+                     f"--{key}=resnet50.safetensors")
+  try:
+    if is_remote(path):
+      check_source(path)
+    elif os.path.isdir(path):
+      find_weights(path)
+    elif not os.path.isfile(path):
+      raise FileNotFoundError(f"no such file or directory. Give {what}")
+  except (ValueError, FileNotFoundError) as error:
+    raise type(error)(f"{key}={path!r}: {error}") from error
 
 
 def load_teacher(
     path: str, *, student: str, student_options: Mapping[str, Any], model_name: str,
     num_classes: int, image_shape: tuple[int, int, int], dtype: Any,
 ) -> Teacher:
-  """Loads a teacher from a workdir or from another library's file.
+  """Loads a teacher from a workdir, from another library's file or from where that is published.
 
   A workdir says what its network is. For another library's file it is the plain network under the student
   with the student's own options (flavour, groups, ...), or `model_name` where that is another.
 
   Args:
-    path: workdir, or file in a layout that `weights.load_pretrained` knows.
+    path: workdir, file or address, see `weights.load`.
     student: name of the student's model.
     student_options: its arguments of create_model, besides classes and dtype.
     model_name: name of the teacher's; '' for the plain network under the student.
@@ -83,34 +79,44 @@ def load_teacher(
   Raises:
     FileNotFoundError, ValueError: saying what does not fit.
   """
-  check_teacher_path(path)
-  if os.path.basename(path) == WEIGHT_FILE:
-    path = os.path.dirname(path) or "."
-  name = model_name or base_name(student)
-  if os.path.isdir(path):
-    variables, about = load_native(os.path.join(path, WEIGHT_FILE))
-    if model_name and about["model"] != model_name:
-      raise ValueError(f"config.teacher.model={model_name!r}, but {path} holds {about['model']!r}")
-    name, options = about["model"], about["options"]
-    if about["num_classes"] != num_classes or about["image_shape"][-1] != image_shape[-1]:
-      raise ValueError(
-          f"the teacher in {path} was trained for {about['num_classes']} classes on images of "
-          f"{about['image_shape'][-1]} channels; the data has {num_classes} and {image_shape[-1]}")
-    preprocessing = Preprocessing(**about["preprocessing"])
-  else:
-    options = base_options(student, student_options) if name == base_name(student) else {}
-  model = create_model(name, num_classes, dtype=dtype, **options)
-  if not os.path.isdir(path):
-    try:
-      pretrained = weights.load_pretrained(
-          path, abstract_variables(model, image_shape), model=model, model_name=name)
-    except ValueError as error:
-      shared = ", ".join(f"{key}={value!r}" for key, value in options.items())
-      note = f"\n{name} has the student's options here ({shared}); --config.model.options.NAME=VALUE " \
-             "sets one for both"
-      raise ValueError(f"config.teacher.weights: {error}{note if shared else ''}") from error
-    variables, preprocessing = pretrained.variables, pretrained.preprocessing
-  return Teacher(name, model, variables, preprocessing, path)
+  check_weights_path(path)
+  name, options = model_name or base_name(student), {}
+  if name == base_name(student):
+    options = base_options(student, student_options)
+  note = ""
+  try:
+    located = locate(path)
+    file = find_weights(located.path) if os.path.isdir(located.path) else located.path
+    if is_native(file):
+      loaded = load(file, model_name, dtype=dtype)
+      have, want = (loaded.num_classes, loaded.image_shape[-1]), (num_classes, image_shape[-1])
+      if have != want:
+        raise ValueError(f"the teacher in {path} was trained for {have[0]} classes on images of {have[1]} "
+                         f"channels; the data has {want[0]} and {want[1]}")
+    else:
+      if options:
+        shared = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        note = f"\n{name} has the student's options here ({shared}); --config.model.options.NAME=VALUE " \
+               "sets one for both"
+      if located.name and (located.name != name or any(
+          _plain(options.get(key)) != _plain(value) for key, value in located.options.items())):
+        raise ValueError(f"{path} is {_in_words(located.name, located.options)}, and the teacher of {student!r} "
+                         f"is to be {_in_words(name, options)}")
+      loaded = load_as(
+          located, file, name, options, num_classes=num_classes, channels=image_shape[-1], dtype=dtype)
+  except ValueError as error:
+    if "num_classes=" in str(error):
+      note = f"\nthe data has {num_classes} classes, and a teacher has to have the same"
+    raise ValueError(f"config.teacher.weights: {error}{note}") from error
+  return Teacher(loaded.name, loaded.model, loaded.variables, loaded.preprocessing, path)
+
+
+def _plain(value: Any) -> Any:
+  return tuple(value) if isinstance(value, list) else value
+
+
+def _in_words(name: str, options: Mapping[str, Any]) -> str:
+  return f"{name!r}" + (" with " if options else "") + ", ".join(f"{k}={v!r}" for k, v in options.items())
 
 
 def check_inheritance(
@@ -129,8 +135,8 @@ def check_inheritance(
   result = inherit(teacher, student)
   if result.unused:
     shapes = [{"/".join(k): tuple(v.shape) for k, v in flatten_dict(t).items()} for t in (teacher, student)]
-    shown = "\n  ".join(f"{path}: {shapes[0][path]} in the teacher, {shapes[1].get(path, 'absent')} in the "
-                        "student" for path in result.unused[:10])
+    shown = "\n  ".join(f"{path}: {shapes[0][path]} in the weights, {shapes[1].get(path, 'absent')} in the "
+                        "model" for path in result.unused[:10])
     raise ValueError(
         f"{names[1]} cannot start from {names[0]}: {len(result.unused)} of its {len(shapes[0])} leaves do not "
         f"fit\n  {shown}" + ("\n  ..." if len(result.unused) > 10 else "")

@@ -4,71 +4,11 @@ A layout is one table of (our module path, their module name, kind of module). P
 numbers: `stage{s}_block{b}/conv{i}` is `layer{s}.{b}.conv{i}`. The first row that fits holds.
 """
 
-import dataclasses
-from collections.abc import Mapping
+import re
 
 from bionets_jax.weights import preprocessing as prep
-
-# PyTorch's layers: kind -> rows (our collection, our leaf, their leaf, axes of ours in theirs)
-TORCH_LEAVES = {
-    "conv": (("params", "kernel", "weight", (2, 3, 1, 0)),),  # OIHW -> HWIO, with groups as without
-    "conv with bias": (
-        ("params", "kernel", "weight", (2, 3, 1, 0)),
-        ("params", "bias", "bias", (0,)),
-    ),
-    "norm": (
-        ("params", "scale", "weight", (0,)),
-        ("params", "bias", "bias", (0,)),
-        ("batch_stats", "mean", "running_mean", (0,)),
-        ("batch_stats", "var", "running_var", (0,)),
-    ),
-    "dense": (
-        ("params", "kernel", "weight", (1, 0)),  # (out, in) -> (in, out)
-        ("params", "bias", "bias", (0,)),
-    ),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Flavour:
-  """What the networks of one flavour of EfficientNet have besides their weights.
-
-  Attributes:
-    of: whose they are, for messages.
-    inputs: network -> how its images are prepared; '' for sizes that nobody published.
-    epsilon: of the batch norms.
-    other_epsilons: network -> epsilon, where it is another.
-  """
-
-  of: str
-  inputs: Mapping[str, prep.Preprocessing]
-  epsilon: float
-  other_epsilons: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)  # hashed by identity: it holds a mapping
-class Layout:
-  """One family of foreign checkpoints.
-
-  Attributes:
-    name: what it is called in messages and in `Pretrained.layout`.
-    marks: keys that every file of the family has. Of several families whose marks a file has, it is of
-      the one with the most.
-    modules: rows (our path, their name, kind), kind a key of `leaves`.
-    preprocessing: how its authors prepared the images, where the flavour does not say.
-    leaves: what the kinds of modules hold, and how: kind -> rows (our collection, our leaf, their leaf, axes of
-      ours in theirs).
-    flavours: `EfficientNet.flavour` -> what else such a network needs; empty for networks without.
-  """
-
-  name: str
-  marks: tuple[str, ...]
-  modules: tuple[tuple[str, str, str], ...]
-  preprocessing: prep.Preprocessing
-  leaves: Mapping[str, tuple[tuple[str, str, str, tuple[int, ...]], ...]] = dataclasses.field(
-      default_factory=lambda: TORCH_LEAVES)
-  flavours: Mapping[str, Flavour] = dataclasses.field(default_factory=dict)
-
+from bionets_jax.weights.families_keras import KERAS_EFFICIENTNET
+from bionets_jax.weights.family import Flavour, Layout
 
 _RESNET = (
     ("stem_conv", "conv1", "conv"),
@@ -81,7 +21,7 @@ _TORCHVISION_RESNET = _RESNET + (
     ("stage{s}_block{b}/shortcut_bn", "layer{s}.{b}.downsample.1", "norm"),
     ("head", "fc", "dense"),
 )
-_RESNET_MARKS = ("conv1.weight", "bn1.running_var", "layer4.0.conv1.weight", "fc.weight")
+_RESNET_MARKS = ("conv1.weight", "bn1.running_var", "layer4.0.conv1.weight")
 
 
 def _torchvision_efficientnet():
@@ -119,6 +59,45 @@ def _timm_efficientnet():
   return tuple(rows)
 
 
+def _torchvision_vgg(shapes):
+  """A convolution, its norm and its ReLU have a number each, and so has the max-pool behind a stage.
+
+  The dense layers have rows where they are three and the first stands on 7 x 7 pixels: torchvision has no
+  others, and with 14 x 14 the order of its inputs would be another.
+  """
+  sizes, channels, hidden = {1: 1}, 0, {}  # the stem is the first of stage 1
+  for (_, *modules, leaf), shape in shapes.items():
+    if match := re.fullmatch(r"stage(\d+)_block(\d+)", modules[0]):
+      stage, block = map(int, match.groups())
+      sizes[stage] = max(sizes.get(stage, 0), block + 1)
+    if modules[0].startswith("hidden"):
+      hidden |= {modules[0]: shape[0]} if leaf == "kernel" else {}
+    elif leaf == "kernel" and modules[0] != "head":
+      channels = max(channels, shape[-1])  # the last stage's: no stage has less than the one before
+  rows, number = [], 0
+  for stage in sorted(sizes):
+    for block in range(sizes[stage]):
+      ours, theirs = f"stage{stage}_block{block}", f"features.{number + 3 * block}"
+      rows += [(f"{ours}/conv", theirs, "conv with bias"),
+               (f"{ours}/bn", f"features.{number + 3 * block + 1}", "norm")]
+    number += 3 * sizes[stage] + 1
+  if not shapes or (hidden.keys() == {"hidden1", "hidden2"} and hidden["hidden1"] == 49 * channels):
+    rows += [("hidden1", "classifier.0", "dense on 7x7"), ("hidden2", "classifier.3", "dense"),
+             ("head", "classifier.6", "dense")]
+  return tuple(rows)
+
+
+def _timm_mobilenetv1():
+  """Stages are counted from 0."""
+  rows = [("stem_conv", "conv_stem", "conv"), ("stem_bn", "bn1", "norm"), ("head", "classifier", "dense")]
+  for stage in range(1, 6):
+    ours, theirs = f"stage{stage}_block{{b}}", f"blocks.{stage - 1}.{{b}}"
+    for i, (part, short) in enumerate((("depthwise", "dw"), ("pointwise", "pw")), start=1):
+      rows += [(f"{ours}/{part}_conv", f"{theirs}.conv_{short}", "conv"),
+               (f"{ours}/{part}_bn", f"{theirs}.bn{i}", "norm")]
+  return tuple(rows)
+
+
 LAYOUTS = (
     Layout(
         name="torchvision",
@@ -128,7 +107,8 @@ LAYOUTS = (
     ),
     Layout(
         name="pytorch_resnet_cifar10",
-        marks=("conv1.weight", "bn1.running_var", "layer3.0.conv1.weight", "linear.weight"),
+        marks=("conv1.weight", "bn1.running_var", "layer3.0.conv1.weight"),
+        without=("layer4.0.conv1.weight", "fc.weight"),
         modules=_RESNET + (("head", "linear", "dense"),),
         preprocessing=prep.CIFAR,
     ),
@@ -144,8 +124,7 @@ LAYOUTS = (
     ),
     Layout(
         name="torchvision_efficientnet",
-        marks=("features.0.0.weight", "features.1.0.block.1.fc1.weight", "features.8.0.weight",
-               "classifier.1.weight"),
+        marks=("features.0.0.weight", "features.1.0.block.1.fc1.weight", "features.8.0.weight"),
         modules=_torchvision_efficientnet(),
         preprocessing=prep.BICUBIC,
         flavours={
@@ -157,8 +136,7 @@ LAYOUTS = (
     ),
     Layout(
         name="timm_efficientnet",
-        marks=("conv_stem.weight", "bn2.running_var", "blocks.0.0.se.conv_reduce.weight", "conv_head.weight",
-               "classifier.weight"),
+        marks=("conv_stem.weight", "bn2.running_var", "blocks.0.0.se.conv_reduce.weight", "conv_head.weight"),
         modules=_timm_efficientnet(),
         preprocessing=prep.BICUBIC,
         flavours={
@@ -166,14 +144,23 @@ LAYOUTS = (
             "torchvision": Flavour("timm's own efficientnet_*", prep.TIMM_EFFICIENTNETS, 1e-5),
         },
     ),
-)
-
-# keys that a file has -> why it is refused: networks that are not ours, although they go by a name of ours.
-REFUSED = (
-    (("features.0.weight", "classifier.0.weight", "classifier.6.weight"),
-     "torchvision's VGG, which flattens a map of 7 x 7 and has three dense layers behind it. Ours is "
-     "pytorch-cifar's, with one dense layer on the pooled features: it has no place for the other two"),
-    (("layer0.conv1.weight", "layer1.0.se_module.fc1.weight", "last_linear.weight"),
-     "timm's legacy SE-ResNet. Its max-pool is unpadded and its strides sit elsewhere than in ours; take one "
-     "of timm's newer files (seresnet50, seresnext50_32x4d)"),
+    Layout(
+        name="torchvision_vgg",
+        marks=("features.0.weight", "features.1.running_var", "classifier.0.weight", "classifier.3.weight"),
+        modules=(
+            ("stem_conv", "features.0", "conv with bias"),
+            ("stem_bn", "features.1", "norm"),
+        ),
+        numbered=_torchvision_vgg,
+        preprocessing=prep.TORCHVISION,
+    ),
+    Layout(
+        name="timm_mobilenetv1",
+        marks=("conv_stem.weight", "bn1.running_var", "blocks.0.0.conv_dw.weight", "blocks.1.0.bn2.running_var"),
+        without=("conv_head.weight", "blocks.0.0.se.conv_reduce.weight", "blocks.1.0.conv_pwl.weight"),
+        modules=_timm_mobilenetv1(),
+        preprocessing=prep.TIMM_MOBILENETV1,
+        fields={"stem_stride": 2, "act": "relu6"},
+    ),
+    KERAS_EFFICIENTNET,
 )

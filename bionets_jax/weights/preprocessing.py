@@ -3,6 +3,7 @@
 import dataclasses
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+_FARTHEST = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,7 +11,8 @@ class Preprocessing:
   """What a network expects: `(image / 255 - mean) / std`, at a size, resized in a way.
 
   Attributes:
-    mean: one number in 0..1 for each channel, or one for all.
+    mean: one number for each channel, or one for all, in the unit in which images are 0..1. Others' files
+      may hold any; what is far outside is taken for a mean of images in 0..255.
     std: positive numbers in the same unit.
     image_size: side of the square that the network sees at evaluation.
     resize: length that the shorter side is resized to before the central crop of `image_size`.
@@ -27,9 +29,9 @@ class Preprocessing:
     for name in ("mean", "std"):
       values = tuple(float(value) for value in getattr(self, name))
       object.__setattr__(self, name, values)
-      if not values or not all(0 <= value <= 1 for value in values):
-        raise ValueError(f"{name} {values}: expected numbers in 0..1 (not 0..255), one a channel")
-    if min(self.std) == 0:
+      if not values or not all(abs(value) <= _FARTHEST for value in values):
+        raise ValueError(f"{name} {values}: expected numbers for images in 0..1 (not 0..255), one a channel")
+    if min(self.std) <= 0:
       raise ValueError(f"std {self.std}: expected positive numbers")
     if not 0 < self.image_size <= self.resize:
       raise ValueError(
@@ -41,6 +43,14 @@ class Preprocessing:
       )
 
 
+def normalize(images, mean, std):
+  """Images of 0..255 (..., H, W, C) as float32, `(x / 255 - mean) / std` per channel; traceable."""
+  import jax.numpy as jnp  # here: who only reads files does not wait for JAX
+
+  x = images.astype(jnp.float32) / 255.0
+  return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+
+
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -49,6 +59,8 @@ TORCHVISION = Preprocessing(_IMAGENET_MEAN, _IMAGENET_STD, image_size=224, resiz
 CIFAR = Preprocessing(_IMAGENET_MEAN, _IMAGENET_STD, image_size=32, resize=32)
 # timm's ResNets and SE-ResNets, at the size that they were trained on.
 BICUBIC = Preprocessing(_IMAGENET_MEAN, _IMAGENET_STD, image_size=224, resize=256, interpolation="bicubic")
+# timm's mobilenetv1_100.ra4_e3600_r224_in1k, as it is evaluated; mobilenetv1_125 is not cropped (resize=256).
+TIMM_MOBILENETV1 = Preprocessing((0.5,) * 3, (0.5,) * 3, image_size=256, resize=269, interpolation="bicubic")
 
 
 def _by_size(*sides):

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from bionets_jax.weights import layouts
-from bionets_jax.weights.families import LAYOUTS, REFUSED, Layout
+from bionets_jax.weights.families import LAYOUTS
 from bionets_jax.weights.files import read_tensors
 from bionets_jax.weights.guess import guess_network
+from bionets_jax.weights.mismatch import Mismatch
 from bionets_jax.weights.preprocessing import Preprocessing
-
-_SHOWN = 12  # lines of each kind in an error message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +23,15 @@ class Pretrained:
     preprocessing: the input that its authors give their networks of this kind and size.
     layout: name of the layout that the file had.
     path: where they came from.
+    extras: {their key: array} of the file's tensors that are no variable of the network, as they are: the
+      counts of batches of PyTorch's BatchNorm, and what the layout has besides. `to_layout` writes them back.
   """
 
   variables: Mapping[str, Any]
   preprocessing: Preprocessing
   layout: str
   path: str
+  extras: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def load_pretrained(path, template, *, model=None, model_name=""):
@@ -41,23 +43,32 @@ def load_pretrained(path, template, *, model=None, model_name=""):
                               groups= and base_width=); timm's, such as resnet50.tv_in1k, have the same keys
     timm_seresnet             timm's seresnet50, seresnext50_32x4d, ... (se_reduction=16, groups=, ...)
     pytorch_resnet_cifar10    its resnet20, ...
+    torchvision_vgg           its vgg11_bn to vgg19_bn (hidden=(4096, 4096), pool=7; VGG-11 and VGG-13 with
+                              stage_sizes=)
     torchvision_efficientnet  its efficientnet_b0 to b7, of flavour='torchvision'
     timm_efficientnet         timm's tf_efficientnet_b0 to b7, of flavour='tf', and its own efficientnet_b0 to
                               b5, of flavour='torchvision' (B5 with norm_epsilon=1e-5). Their keys do not tell
                               the two apart: which of them a file is, is for the model's flavour to say.
+    keras_efficientnet        keras.applications' EfficientNetB0 to B7, of flavour='tf' if built for one size of
+                              image (the default), of flavour='keras' if for any; which, the model says. Mean
+                              and std are those of the file's own normalisation
+    timm_mobilenetv1          timm's mobilenetv1_100 and mobilenetv1_125 (mobilenet with stem_stride=2,
+                              act='relu6'; width=40)
 
   Every leaf of the template must be in the file with the right shape, and every tensor of the
-  file must be used: nothing is left at its random value in silence. What leaves no trace in keys and
-  shapes cannot be seen: networks of timm whose pooling differs (resnetblur50, resnetaa50), and files whose
-  authors normalise images otherwise than the rest of the family (mean and std 0.5: timm's
-  tf_efficientnet_*.ap_in1k, efficientnet_*.ra4_*).
+  file must be used: nothing is left at its random value in silence. Files without a head fit a model
+  without one. What leaves no trace in keys and shapes cannot be seen: networks of timm that pool before
+  their strides (resnetaa50, resnetblur18, resnetblur50, efficientnet_blur_b0), and files whose authors
+  prepare images otherwise than the rest of the family: with mean and std 0.5 (timm's
+  tf_efficientnet_*.ap_in1k, resnet34.ra4_*, efficientnet_b0.ra4_*, efficientnet_b1.ra4_*), or at other sizes
+  and bicubic (timm's ResNets, whose keys are torchvision's).
 
   Args:
-    path: a .safetensors, .pth, .pt or .th file.
+    path: a file that `read_tensors` reads.
     template: {'params': ..., 'batch_stats': ...} of arrays or ShapeDtypeStructs, as
       `jax.eval_shape(model.init, ...)` gives for the model without IC units.
-    model: the module that the template is of. Needed for EfficientNets, since padding and epsilon of the
-      batch norms differ between networks that have the same weights.
+    model: the module that the template is of. Needed for EfficientNets and MobileNets: what their fields
+      say of padding, strides and batch norms differs between networks that have the same weights.
     model_name: the model's name, for the error messages.
 
   Returns:
@@ -69,17 +80,26 @@ def load_pretrained(path, template, *, model=None, model_name=""):
       message lists what is missing, left over and misshapen), or the model computes something else with
       these weights than the network they are of.
   """
+  return fill(template, *read_known(path), path, model=model, model_name=model_name)
+
+
+def read_known(path):
+  """(tensors, Layout) of a file whose layout is known; raises as `load_pretrained`."""
   tensors = read_tensors(path)
   layout = layouts.recognise(tensors)
   if layout is None:
-    for marks, why in REFUSED:
-      if tensors.keys() >= set(marks):
-        raise ValueError(f"{path}: {why}")
+    if why := layouts.refusal(tensors):
+      raise ValueError(f"{path}: {why}")
     known = "; ".join(f"{one.name} (has {', '.join(one.marks)})" for one in LAYOUTS)
     raise ValueError(
         f"{path}: unknown layout, its {len(tensors)} tensors begin with"
         f" {', '.join(list(tensors)[:5])}. Known layouts: {known}"
     )
+  return tensors, layout
+
+
+def fill(template, tensors, layout, path, *, model=None, model_name=""):
+  """`load_pretrained` of a file that `read_known` has read."""
   # Parameters first: in a message of twelve lines they say more than statistics.
   leaves = dict(sorted(layouts.flatten(template).items(), key=lambda item: item[0][0] != "params"))
   if not leaves or not all(hasattr(leaf, "shape") for leaf in leaves.values()):
@@ -87,54 +107,36 @@ def load_pretrained(path, template, *, model=None, model_name=""):
         "template: expected {'params': ..., 'batch_stats': ...} of arrays or ShapeDtypeStructs"
     )
 
-  found, missing, misshapen, used = {}, [], [], set()
-  for leaf_path, leaf in leaves.items():
-    name = "/".join(leaf_path)
-    slot = layouts.slot(layout, leaf_path)
+  found, off, used = {}, Mismatch(), set()
+  shapes = {leaf_path: tuple(leaf.shape) for leaf_path, leaf in leaves.items()}
+  for leaf_path, slot in layouts.slots(layout, shapes).items():
     if slot is None or slot.key not in tensors:
-      missing.append(f"{name} ({slot.key if slot else 'no place in this layout'})")
+      off.missing[leaf_path] = slot
       continue
     used.add(slot.key)
     array = slot.from_foreign(tensors[slot.key])
-    if array.shape != tuple(leaf.shape):
-      misshapen.append(f"{name}: the model has {tuple(leaf.shape)}, the file {array.shape}")
+    if array.shape != shapes[leaf_path]:
+      off.misshapen[leaf_path] = shapes[leaf_path], array.shape
       continue
     found[leaf_path] = _to_float32(array, slot.key, path)
-  left_over = [key for key in tensors if key not in used and not layouts.is_counter(key)]
-  guess = guess_network(tensors)
-  if missing or left_over or misshapen:
-    raise ValueError(
-        _mismatch(path, layout, guess, model, model_name, missing, left_over, misshapen))
-  name = guess[0] if guess else ""
+    if leaf_path[-1] == "var" and found[leaf_path].min(initial=0) < 0:
+      raise ValueError(f"{path}: {slot.key} holds negative variances")
+  extras = {key: array for key, array in tensors.items() if layouts.is_extra(layout, key, tensors)}
+  off.left_over = [key for key in tensors if key not in used and key not in extras]
+  if off:
+    raise ValueError(off.describe(path, layout, tensors, leaves, model, model_name))
+  name = (guess_network(tensors) or ("",))[0]
+  if reason := layouts.differs(layout, model, model_name, name):
+    raise ValueError(f"{path} ({layout.name} layout): {reason}")
   preprocessing = layout.preprocessing
   if layout.flavours:
-    flavour = _check_flavour(path, layout, name, model, model_name)
-    preprocessing = flavour.inputs.get(name, preprocessing)
-  return Pretrained(layouts.unflatten(found), preprocessing, layout.name, str(path))
-
-
-def _check_flavour(path, layout: Layout, name, model, model_name):
-  """The Flavour of `layout` that the model is of; ValueError if it is of none."""
-  of = " or ".join(f"{key!r} ({flavour.of})" for key, flavour in layout.flavours.items())
-  start = f"{path} ({layout.name} layout): its network has the flavour {of}"
-  if len(layout.flavours) > 1:
-    start += ", which its keys do not tell apart"
-  give = " or ".join(f"flavour={key!r}" for key in layout.flavours)
-  if model is None:
-    raise ValueError(f"{start}; in another these weights compute something else. Pass the module, created "
-                     f"with {give}, as load_pretrained(..., model=)")
-  own = getattr(model, "flavour", None)
-  flavour = layout.flavours.get(own)
-  if flavour is None:
-    raise ValueError(f"{start}; {model_name or 'the model'} has flavour={own!r}, whose padding or batch "
-                     f"norms differ. Create it with {give}")
-  epsilon, ours = flavour.other_epsilons.get(name, flavour.epsilon), model.norm_options()[0]
-  if ours != epsilon:
-    raise ValueError(
-        f"{path} ({layout.name} layout): the batch norms of {flavour.of} {name or 'network'} have epsilon "
-        f"{epsilon:g}; those of {model_name or 'the model'} have {ours:g}. Create it with "
-        f"norm_epsilon={epsilon:g}")
-  return flavour
+    preprocessing = layout.flavours[model.flavour].inputs.get(name, preprocessing)
+  if layout.read_inputs:
+    try:
+      preprocessing = layout.read_inputs(extras, preprocessing)
+    except ValueError as error:
+      raise ValueError(f"{path} ({layout.name} layout): {error}") from None
+  return Pretrained(layouts.unflatten(found), preprocessing, layout.name, str(path), extras)
 
 
 def _to_float32(array, key, path):
@@ -145,23 +147,3 @@ def _to_float32(array, key, path):
   if not np.isfinite(array).all():
     raise ValueError(f"{path}: {key} holds NaN or infinite values")
   return array
-
-
-def _mismatch(path, layout, guess, model, model_name, missing, left_over, misshapen):
-  lines = [f"{path} ({layout.name} layout) does not fit {model_name or 'the model'}:"]
-  if guess:
-    name, options = guess
-    if name != model_name or any(getattr(model, key, None) != value for key, value in options.items()):
-      text = ", ".join(f"{key}={value!r}" for key, value in options.items())
-      lines.append(f"  this file looks like {name}" + (f" with {text}" if text else ""))
-  for title, items in (
-      ("missing in the file", missing),
-      ("left over in the file", left_over),
-      ("misshapen", misshapen),
-  ):
-    if items:
-      lines.append(f"  {title} ({len(items)}):")
-      lines += [f"    {item}" for item in items[:_SHOWN]]
-      if len(items) > _SHOWN:
-        lines.append(f"    ... and {len(items) - _SHOWN} more")
-  return "\n".join(lines)

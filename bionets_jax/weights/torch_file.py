@@ -1,53 +1,38 @@
 """Reads files written by `torch.save`, without torch and without running their code.
 
-A torch file is a pickle plus raw storages. A pickle may name any function and have it called,
-so this reader answers only to the names that tensor files need, each with an inert stand-in of
-its own; any other name is refused before it is looked up. Tensors are described by the file as
-(storage, offset, size, stride): they become arrays only after the whole file has been read, with
-every number checked against the storage, since NumPy's `as_strided` checks nothing.
+A torch file is a pickle plus raw storages. `torch_pickle` reads the first, in which tensors are described as
+(storage, offset, size, stride): they become arrays only after the whole file has been read, with every
+number checked against the storage, since NumPy's `as_strided` checks nothing.
 
 Both layouts of torch are read: the zip archive (`PK...`, torch >= 1.6) and the older sequence of
 pickles. Archive members are looked up in the archive alone, nothing is ever unpacked to disk.
 """
 
-import collections
 import io
 import math
 import os
-import pickle
 import struct
 import zipfile
 
 import numpy as np
 
+from bionets_jax.weights.torch_pickle import (
+  MAX_DIMS,
+  SAVE_INSTEAD,
+  Inert,
+  Storage,
+  Tensor,
+  TorchFileError,
+  Unpickler,
+  brief,
+  is_count,
+)
+
 _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_MAX_DIMS = 32  # NumPy 1's limit, and far beyond any network's
-
-_STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-    "ComplexFloatStorage": "complex64",
-    "ComplexDoubleStorage": "complex128",
-}
-_DTYPES = (
-    "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8 bool complex64 complex128"
-).split()
-
-_SAVE_INSTEAD = "save `model.state_dict()` with torch.save (or as .safetensors) and read that file"
-
-
-class TorchFileError(ValueError):
-  """The file is not a tensor file that can be read safely; the message says why."""
+# Views may overlap and repeat: so many bytes in all of a file's tensors, and so many times the file's size.
+_FREE, _RATIO = 1 << 26, 4
 
 
 def read_torch_file(path):
@@ -65,12 +50,14 @@ def read_torch_file(path):
     TorchFileError: it is damaged, not a torch file, or names anything but tensors and containers.
   """
   path = os.fspath(path)
+  if os.path.exists(path) and not os.path.isfile(path):  # to open a FIFO would wait for its writer
+    raise TorchFileError(f"{path}: not a regular file")
   with open(path, "rb") as file:
     head = file.read(4)
     file.seek(0)
     try:
       read = _read_zip if head == _ZIP_MAGIC else _read_legacy
-      return _to_arrays(*read(file))
+      return _to_arrays(*read(file), max(_FREE, _RATIO * os.fstat(file.fileno()).st_size))
     except TorchFileError as error:
       raise TorchFileError(f"{path}: {error}") from None
     except RecursionError:
@@ -79,157 +66,22 @@ def read_torch_file(path):
       # The unpickler raises nearly anything on a damaged stream: IndexError, KeyError, EOFError...
       raise TorchFileError(
           f"{path}: damaged, cut short, or no file of torch.save"
-          f" ({type(error).__name__}: {error})"
+          f" ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
       ) from error
-
-
-# --- the pickle ---------------------------------------------------------------------------------
-
-
-class _Inert:
-  """What a pickle gets to hold. It cannot be given attributes (pickle's BUILD opcode)."""
-
-  __slots__ = ()
-
-  def __setstate__(self, state):
-    raise TorchFileError("the file tries to change the state of a tensor, which no torch file does")
-
-
-class _StorageType(_Inert):
-  __slots__ = ("dtype",)
-
-  def __init__(self, dtype):
-    self.dtype = dtype
-
-
-class _Storage(_Inert):
-  """A named run of `numel` elements of `dtype`; its bytes are fetched later."""
-
-  __slots__ = ("key", "dtype", "numel")
-
-  def __init__(self, key, dtype, numel):
-    self.key, self.dtype, self.numel = key, dtype, numel
-
-
-class _Tensor(_Inert):
-  """A view into a storage, unchecked."""
-
-  __slots__ = ("storage", "offset", "size", "stride")
-
-  def __init__(self, storage, offset, size, stride):
-    self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
-
-
-class _Function(_Inert):
-  """The stand-in for one function that the file may call."""
-
-  __slots__ = ("call",)
-
-  def __init__(self, call):
-    self.call = call
-
-  def __call__(self, *args):
-    return self.call(*args)
-
-
-def _rebuild_tensor(storage, offset, size, stride, *unused):
-  return _Tensor(storage, offset, size, stride)
-
-
-def _rebuild_parameter(data, *unused):
-  return data
-
-
-def _new_size(sizes=()):
-  return tuple(sizes)
-
-
-def _new_device(*args):
-  return ":".join(str(arg) for arg in args)
-
-
-def _allowed_names():
-  """(module, name) -> stand-in: everything that a tensor file may name."""
-  names = {
-      ("collections", "OrderedDict"): collections.OrderedDict,
-      ("torch", "Size"): _Function(_new_size),
-      ("torch", "device"): _Function(_new_device),
-      ("torch._utils", "_rebuild_tensor"): _Function(_rebuild_tensor),
-      ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
-      ("torch._utils", "_rebuild_parameter"): _Function(_rebuild_parameter),
-      ("torch._utils", "_rebuild_parameter_with_state"): _Function(_rebuild_parameter),
-      # Parameters of torch < 0.4.
-      ("torch.nn.parameter", "Parameter"): _Function(_rebuild_parameter),
-  }
-  for name, dtype in _STORAGES.items():
-    names["torch", name] = names["torch.cuda", name] = _StorageType(_dtype(dtype))
-  for dtype in _DTYPES:
-    names["torch", dtype] = dtype
-  return names
-
-
-class _Unpickler(pickle.Unpickler):
-  """Unpickles with the names above and nothing else; collects the storages it meets."""
-
-  def __init__(self, file):
-    super().__init__(file, encoding="utf-8")
-    self.storages = {}
-    self._names = _allowed_names()
-
-  def find_class(self, module, name):
-    try:
-      return self._names[module, name]
-    except KeyError:
-      pass
-    whole_model = module.split(".")[0] in ("torchvision", "timm", "__main__", "models")
-    if whole_model or module.startswith("torch.nn"):
-      why = "it looks like a whole pickled model, which only the code that made it can load"
-    else:
-      why = "files of tensors do not need it, and loading it could run code"
-    raise TorchFileError(f"refused to load {module}.{name}: {why}. Instead, {_SAVE_INSTEAD}")
-
-  def persistent_load(self, pid):
-    if isinstance(pid, tuple) and pid and pid[0] == "module":
-      raise TorchFileError(f"a whole pickled model, which cannot be read; {_SAVE_INSTEAD}")
-    if not (isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"):
-      raise TorchFileError(f"unknown kind of reference {pid!r:.80} in the file")
-    _, kind, key, _, numel = pid[:5]
-    if len(pid) == 6 and pid[5] is not None:
-      raise TorchFileError("views of storages (written by torch < 0.4) cannot be read; re-save it")
-    if not isinstance(kind, _StorageType):
-      raise TorchFileError(f"storage {key!r:.40} has no known element type")
-    if not isinstance(key, str) or not _is_count(numel):
-      raise TorchFileError(f"storage {key!r:.40} has no valid name or length ({numel!r:.40})")
-    storage = self.storages.setdefault(key, _Storage(key, kind.dtype, numel))
-    if (storage.dtype, storage.numel) != (kind.dtype, numel):
-      raise TorchFileError(f"storage {key!r:.40} is described in two ways that do not agree")
-    return storage
-
-
-def _dtype(name):
-  if name == "bfloat16":
-    import ml_dtypes  # NumPy itself has no bfloat16; jax depends on this package.
-
-    return np.dtype(ml_dtypes.bfloat16)
-  return np.dtype(name)
-
-
-def _is_count(value):
-  return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**60
 
 
 # --- the two layouts ----------------------------------------------------------------------------
 
 
 def _read_zip(file):
-  """Returns (object with _Tensor leaves, function from _Storage to its bytes)."""
+  """Returns (object with Tensor leaves, function from Storage to its bytes)."""
   file_size = os.fstat(file.fileno()).st_size
   archive = zipfile.ZipFile(file)
   members = {info.filename: info for info in archive.infolist()}
   pickles = [name for name in members if name == "data.pkl" or name.endswith("/data.pkl")]
   folders = {name[: -len("data.pkl")] for name in pickles}
   if any(folder + "constants.pkl" in members for folder in folders):
-    raise TorchFileError(f"a TorchScript archive (torch.jit.save) holds code; {_SAVE_INSTEAD}")
+    raise TorchFileError(f"a TorchScript archive (torch.jit.save) holds code; {SAVE_INSTEAD}")
   if len(pickles) != 1:
     raise TorchFileError(
         f"a zip file with {len(pickles)} members named data.pkl; torch.save writes exactly one"
@@ -238,25 +90,25 @@ def _read_zip(file):
 
   def member(name):
     if name not in members:
-      raise TorchFileError(f"the archive has no member {name!r:.80}")
+      raise TorchFileError(f"the archive has no member {brief(name)}")
     # torch never compresses; a member that unpacks to more than the file's size is a trap.
     if members[name].compress_type != zipfile.ZIP_STORED:
-      raise TorchFileError(f"member {name!r:.80} is compressed, which torch.save never does")
+      raise TorchFileError(f"member {brief(name)} is compressed, which torch.save never does")
     if members[name].file_size > file_size:
-      raise TorchFileError(f"member {name!r:.80} claims to be larger than the whole file")
+      raise TorchFileError(f"member {brief(name)} claims to be larger than the whole file")
     return archive.read(name)
 
   if folder + "byteorder" in members and member(folder + "byteorder").strip() != b"little":
     raise TorchFileError("written on a big-endian machine; re-save it on a little-endian one")
-  unpickler = _Unpickler(io.BytesIO(member(folder + "data.pkl")))
+  unpickler = Unpickler(io.BytesIO(member(folder + "data.pkl")), file_size)
   return unpickler.load(), lambda storage: member(f"{folder}data/{storage.key}")
 
 
 def _read_legacy(file):
-  """Returns (object with _Tensor leaves, function from _Storage to its bytes)."""
+  """Returns (object with Tensor leaves, function from Storage to its bytes)."""
   size = os.fstat(file.fileno()).st_size
   try:
-    magic = _Unpickler(file).load()
+    magic = Unpickler(file, size).load()
   except TorchFileError:
     raise
   except Exception:
@@ -266,34 +118,34 @@ def _read_legacy(file):
         "not a file of torch.save: it begins neither as a zip archive nor with torch's legacy"
         " magic number"
     )
-  protocol = _Unpickler(file).load()
+  protocol = Unpickler(file, size).load()
   if protocol != _LEGACY_PROTOCOL:
-    raise TorchFileError(f"legacy protocol {protocol!r:.40}; only {_LEGACY_PROTOCOL} is known")
-  system = _Unpickler(file).load()
+    raise TorchFileError(f"legacy protocol {brief(protocol)}; only {_LEGACY_PROTOCOL} is known")
+  system = Unpickler(file, size).load()
   if isinstance(system, dict) and not system.get("little_endian", True):
     raise TorchFileError("written on a big-endian machine; re-save it on a little-endian one")
-  unpickler = _Unpickler(file)
+  unpickler = Unpickler(file, size)
   tree = unpickler.load()
-  keys = _Unpickler(file).load()
+  keys = Unpickler(file, size).load()
   if not isinstance(keys, list):
     raise TorchFileError("the list of storages is missing")
   contents = {}
   for key in keys:
     storage = unpickler.storages.get(key) if isinstance(key, str) else None
     if storage is None:
-      raise TorchFileError(f"storage {key!r:.40} is listed but no tensor names it")
+      raise TorchFileError(f"storage {brief(key)} is listed but no tensor names it")
     (numel,) = struct.unpack("<q", file.read(8))
     nbytes = storage.numel * storage.dtype.itemsize
     if numel != storage.numel or nbytes > size - file.tell():
       raise TorchFileError(
-          f"storage {key!r:.40} should hold {storage.numel} elements of {storage.dtype}, but the"
+          f"storage {brief(key)} should hold {storage.numel} elements of {storage.dtype}, but the"
           f" file says {numel} and has {size - file.tell()} bytes left"
       )
     contents[key] = file.read(nbytes)
 
   def fetch(storage):
     if storage.key not in contents:
-      raise TorchFileError(f"the file lacks the bytes of storage {storage.key!r:.40}")
+      raise TorchFileError(f"the file lacks the bytes of storage {brief(storage.key)}")
     return contents[storage.key]
 
   return tree, fetch
@@ -302,8 +154,9 @@ def _read_legacy(file):
 # --- tensors ------------------------------------------------------------------------------------
 
 
-def _to_arrays(tree, fetch):
-  """Copies `tree` with every _Tensor replaced by its array. Shared parts stay shared."""
+def _to_arrays(tree, fetch, most):
+  """Copies `tree` with every Tensor as an array, of `most` bytes in all. Shared parts stay shared."""
+  total = 0
   buffers = {}
   done = {}  # id -> (node, copy); the node is kept so that its id stays taken
   under_way = set()
@@ -313,16 +166,25 @@ def _to_arrays(tree, fetch):
       raw = fetch(storage)
       if len(raw) != storage.numel * storage.dtype.itemsize:
         raise TorchFileError(
-            f"storage {storage.key!r:.40} should hold {storage.numel} elements of {storage.dtype}"
+            f"storage {brief(storage.key)} should hold {storage.numel} elements of {storage.dtype}"
             f" but has {len(raw)} bytes"
         )
       buffers[storage.key] = np.frombuffer(raw, storage.dtype)
     return buffers[storage.key]
 
   def convert(node):
-    if isinstance(node, _Tensor):
-      return _view(node, buffer)
-    if isinstance(node, (_Inert, type)):
+    nonlocal total
+    if isinstance(node, Tensor):
+      view = _view(node, buffer)
+      # An expanded tensor's one number may stand for terabytes, which the first computation would allocate.
+      total += view.nbytes
+      if total > most:
+        raise TorchFileError(
+            f"a tensor of size {view.shape} declares more elements than are stored: {total} bytes with those"
+            f" before it, and the file's size allows {most}; save contiguous copies"
+        )
+      return view
+    if isinstance(node, Inert):
       return None  # a storage or function outside any tensor: nothing that a reader could use
     if not isinstance(node, (dict, list, tuple)):
       return node
@@ -344,28 +206,30 @@ def _to_arrays(tree, fetch):
 
 def _view(tensor, buffer):
   storage, offset, size, stride = tensor.storage, tensor.offset, tensor.size, tensor.stride
-  if not isinstance(storage, _Storage):
+  if not isinstance(storage, Storage):
     raise TorchFileError("a tensor without a storage")
   valid = (
-      _is_count(offset)
+      is_count(offset)
       and isinstance(size, tuple)
       and isinstance(stride, tuple)
-      and len(size) == len(stride) <= _MAX_DIMS
-      and all(_is_count(value) for value in size + stride)
+      and len(size) == len(stride) <= MAX_DIMS
+      and all(is_count(value) for value in size + stride)
   )
   if not valid:
     raise TorchFileError(
-        f"a tensor with offset {offset!r:.40}, size {size!r:.80}, stride {stride!r:.80}; expected"
+        f"a tensor with offset {brief(offset)}, size {brief(size)}, stride {brief(stride)}; expected"
         " non-negative integers, as many strides as sizes"
     )
   data = buffer(storage)
+  if math.prod(size) * storage.dtype.itemsize >= 2**60:  # NumPy counts bytes in 63 bits
+    raise TorchFileError(f"a tensor of size {size} declares more elements than are stored")
   if math.prod(size) == 0:
     return np.zeros(size, storage.dtype)
   last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
   if last >= data.size:
     raise TorchFileError(
         f"a tensor of size {size} and stride {stride} at offset {offset} reaches element {last} of"
-        f" storage {storage.key!r:.40}, which has {data.size}"
+        f" storage {brief(storage.key)}, which has {data.size}"
     )
   return np.lib.stride_tricks.as_strided(
       data[offset:],

@@ -1,0 +1,185 @@
+"""What the workdir of a run says of its weights: how they were trained, and what was measured."""
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+
+class Measured(NamedTuple):
+  """An error of a network, in per cent.
+
+  Attributes:
+    what: whose it is.
+    data, split, transform: what it was measured on; '' where the run does not say.
+    images: their number; None where the run does not say.
+    top1, top5: as text, since it may be a mean with its deviation; '' for none.
+    value: {'top1_error': number, 'top5_error': number} where it is of these weights; {} else.
+  """
+
+  what: str
+  data: str
+  split: str
+  transform: str
+  images: int | None
+  top1: str
+  top5: str
+  value: Mapping[str, float] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A finished run.
+
+  Attributes:
+    config, summary: its config.json and summary.json.
+    sweep: summary.json of the runs that differ from it in the seed; {} if it is alone.
+    evaluations: its evaluations/*.json.
+    caveats: what is written in the caveat.txt of its folder and those above.
+  """
+
+  config: Mapping[str, Any]
+  summary: Mapping[str, Any]
+  sweep: Mapping[str, Any]
+  evaluations: tuple[Mapping[str, Any], ...]
+  caveats: tuple[str, ...]
+
+  @property
+  def paper(self) -> Mapping[str, Any]:
+    """The paper's numbers for this row; {} for none."""
+    return self.summary.get("paper") or {}
+
+  def selected(self) -> Mapping[str, Any]:
+    """The evaluation of the weights that the run has kept."""
+    return self.summary.get("best" if self.summary.get("select") == "best" else "last") or {}
+
+  def measured(self) -> list[Measured]:
+    """These weights' errors first, then what else the run knows."""
+    data, inputs = self.config.get("data") or {}, self.summary.get("inputs") or {}
+    name = data.get("name") or self.summary.get("data", "")
+
+    def row(what, split, values, own=True):
+      value = {key: values[key] for key in ("top1_error", "top5_error") if _is_number(values.get(key))}
+      return Measured(
+          what, name, data.get(f"{split}_split", ""), data.get(f"{split}_transform", ""),
+          inputs.get(f"{split}_examples"), _text(value.get("top1_error")), _text(value.get("top5_error")),
+          value if own else {})
+
+    summary, kept = self.summary, self.selected()
+    rows = []
+    if summary.get("test"):
+      rows.append(row(f"these weights, of step {summary['test'].get('step')}", "test", summary["test"]))
+    if kept:
+      chosen = ", chosen by this error" if summary.get("select") == "best" else ""
+      rows.append(row(f"these weights, of step {kept.get('step')}{chosen}", "eval", kept))
+    for part, of in (("best", "the lowest of all evaluations"), ("last", "the last evaluation")):
+      if summary.get(part) and summary[part].get("step") != kept.get("step"):
+        what = f"{of}, at step {summary[part].get('step')}: other weights"
+        rows.append(row(what, "eval", summary[part], own=False))
+    for evaluation in self.evaluations:
+      rows += _evaluated(evaluation)
+    for part, of in (("test", "test"), ("last", "last evaluation"), ("best", "lowest of all evaluations")):
+      if self.sweep.get(part):
+        spread = self.sweep[part]
+        first = row("", "test" if part == "test" else "eval", {}, own=False)
+        seeds = (spread.get("top1_error") or {}).get("n")
+        rows.append(first._replace(
+            what=f"mean ± deviation over {seeds} seeds, {of}", top1=_spread(spread.get("top1_error")),
+            top5=_spread(spread.get("top5_error"))))
+    return [row for row in rows if row.top1]
+
+  def departures(self) -> list[str]:
+    """What keeps the paper's number from being set against this run's."""
+    paper, out = self.paper, []
+    inputs = self.summary.get("inputs") or {}
+    ours = {key: self.summary.get(key) for key in ("data", "epochs", "batch_size")} | {
+        f"{split}_examples": inputs.get(f"{split}_examples") for split in ("train", "eval", "test")}
+    if str(ours["data"]).startswith("generated/"):
+      out.append("the images are made up: the run is a trial of the code, and its errors mean nothing")
+    for key, value in ours.items():
+      theirs = paper.get(key)
+      if None not in (value, theirs) and value != theirs:
+        out.append(f"{key.replace('_', ' ')}: {_plain(value)} here, {_plain(theirs)} in the paper")
+    return out
+
+
+def read_run(workdir: str | os.PathLike) -> Run:
+  """Reads the workdir of a finished run; what is not there is empty.
+
+  Raises:
+    ValueError: a file of it is damaged.
+  """
+  workdir = os.path.realpath(workdir)
+  folder = os.path.join(workdir, "evaluations")
+  there = os.listdir(folder) if os.path.isdir(folder) else ()
+  names = sorted(name for name in there if name.endswith(".json"))
+  sweep: Mapping[str, Any] = {}
+  if match := re.fullmatch(r"seed_(\d+)", os.path.basename(workdir)):
+    sweep = _load(os.path.join(os.path.dirname(workdir), "summary.json"))
+    seeds = sweep.get("seeds")
+    if not isinstance(seeds, dict) or match[1] not in seeds or len(seeds) < 2:
+      sweep = {}
+  config = _load(os.path.join(workdir, "config.json"))
+  return Run(
+      config if "task" in config else {},  # another library's, or a model card's, has the same name
+      _load(os.path.join(workdir, "summary.json")), sweep,
+      tuple(_load(os.path.join(folder, name)) for name in names), tuple(_caveats(workdir)))
+
+
+def _evaluated(evaluation: Mapping[str, Any]) -> Iterator[Measured]:
+  """Of `python -m bionets_jax.evaluate`, the error on undisturbed images."""
+  data, clean = evaluation.get("data"), evaluation.get("clean")
+  if not isinstance(data, dict) or not isinstance(clean, dict):
+    return
+  value = {key: clean[key] for key in ("top1_error", "top5_error") if _is_number(clean.get(key))}
+  labels = ", reassessed labels" if evaluation.get("real_labels") else ""
+  yield Measured(
+      f"these weights, evaluated afterwards{labels}", data.get("name", ""), data.get("split", ""),
+      data.get("transform", ""), evaluation.get("examples"), _text(value.get("top1_error")),
+      _text(value.get("top5_error")), value)
+
+
+def _caveats(folder: str) -> Iterator[str]:
+  while True:
+    path = os.path.join(folder, "caveat.txt")
+    if os.path.isfile(path):
+      with open(path, encoding="utf-8", errors="replace") as file:
+        if text := " ".join(file.read().split()):
+          yield text
+    above = os.path.dirname(folder)
+    if above == folder:
+      return
+    folder = above
+
+
+def _load(path: str) -> Mapping[str, Any]:
+  if not os.path.isfile(path):
+    return {}
+  try:
+    with open(path, encoding="utf-8") as file:
+      content = json.load(file)
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} is damaged: it holds no object")
+  return content
+
+
+def _spread(values: Any) -> str:
+  if not isinstance(values, dict) or not _is_number(values.get("mean")):
+    return ""
+  return f"{values['mean']:.2f}" + (f" ± {values['std']:.2f}" if _is_number(values.get("std")) else "")
+
+
+def _text(value: float | None) -> str:
+  return "" if value is None else f"{value:.2f}"
+
+
+def _plain(value: Any) -> str:
+  return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and value == value

@@ -1,0 +1,34 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Mapping
+
+
+def write_whole(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
+  """Writes files that belong together; each gets its name when all of them are written.
+
+  Args:
+    contents: path -> what is in the file; text as UTF-8.
+
+  Raises:
+    OSError: naming the file; nothing is left of it then.
+  """
+  temporary = {os.fspath(path): f"{os.fspath(path)}.tmp" for path in contents}
+  for path in temporary:
+    if os.path.isdir(path):
+      raise IsADirectoryError(errno.EISDIR, "there is a folder of this name", path)
+  try:
+    for (path, name), content in zip(temporary.items(), contents.values(), strict=True):
+      try:
+        with open(name, "wb") as file:
+          file.write(content.encode() if isinstance(content, str) else content)
+      except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from error
+    for path, name in temporary.items():
+      os.replace(name, path)
+  finally:
+    for name in temporary.values():
+      with contextlib.suppress(OSError):
+        os.remove(name)
