@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from bionets_jax import ops
 from bionets_jax.layers.conv import Initializer
 
 
@@ -59,28 +60,22 @@ class BatchNorm(nn.Module):
     running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,), jnp.float32)
     running_var = self.variable("batch_stats", "var", jnp.ones, (features,), jnp.float32)
 
-    shape = x.shape
-    x = x.astype(wide)
+    scale = self.param("scale", self.scale_init, (features,), self.param_dtype) if self.use_scale else None
+    bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None
     if use_running_average:
       mean, var = running_mean.value.astype(wide), running_var.value.astype(wide)
+      factor = jax.lax.rsqrt(var + self.epsilon)
+      y = (x.astype(wide) - mean) * (factor if scale is None else factor * scale)
+      y = y if bias is None else y + bias
     else:
-      if shape[0] % self.groups:
+      if x.shape[0] % self.groups:
         raise ValueError(
-            f"BatchNorm '{'/'.join(self.path)}': a batch of {shape[0]} does not divide into "
+            f"BatchNorm '{'/'.join(self.path)}': a batch of {x.shape[0]} does not divide into "
             f"{self.groups} groups")
-      x = x.reshape(self.groups, -1, features)
-      # One pass over x; the difference can round below zero.
-      mean = x.mean(1, keepdims=True)
-      var = jnp.maximum((x * x).mean(1, keepdims=True) - mean * mean, 0.0)
+      y, mean, var = ops.batch_normalize(
+          x, scale, bias, epsilon=self.epsilon, groups=self.groups, dtype=dtype)
       if not self.is_initializing():
         keep = self.momentum
-        running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean((0, 1))
-        running_var.value = keep * running_var.value + (1 - keep) * var.mean((0, 1))
-
-    factor = jax.lax.rsqrt(var + self.epsilon)
-    if self.use_scale:
-      factor = factor * self.param("scale", self.scale_init, (features,), self.param_dtype)
-    y = (x - mean) * factor
-    if self.use_bias:
-      y = y + self.param("bias", self.bias_init, (features,), self.param_dtype)
-    return y.reshape(shape).astype(dtype)
+        running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean(0)
+        running_var.value = keep * running_var.value + (1 - keep) * var.mean(0)
+    return y.astype(dtype)

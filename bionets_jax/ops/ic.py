@@ -8,7 +8,9 @@ For a convolution u = W * x and v = W' . (1 * x), with 1 * x the sum of each inp
 the kernel's window (a box sum) and W' a 1x1 convolution. The box has no parameters.
 """
 
+import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from bionets_jax.ops.conv import conv
+from bionets_jax.ops.derivatives import own_rules
 from bionets_jax.ops.padding import Pads, explicit_padding
 
 
@@ -91,18 +94,21 @@ def ic_combine(
   """
   dtype = u.dtype
   wide = jnp.promote_types(dtype, jnp.float32)
-  u, v = u.astype(wide), v.astype(wide)
-  gap = u - v
-  if inner_bias is not None:
-    gap = gap + inner_bias.astype(wide)
-  hinge = jax.nn.relu(gap)
+  hinge = jax.nn.relu(_gap(u, v, inner_bias))
   # alpha = 1, the common case of training from scratch, costs no multiplication.
   if not (isinstance(alpha, float | int) and alpha == 1):
     hinge = jnp.asarray(alpha, wide) * hinge
-  y = u + hinge
+  y = u.astype(wide) + hinge
   if outer_bias is not None:
     y = y + outer_bias.astype(wide)
   return y.astype(dtype)
+
+
+def _gap(u: jax.Array, v: jax.Array, inner_bias: jax.Array | None) -> jax.Array:
+  """What the hinge looks at, u - v + b1, in float32 at least."""
+  wide = jnp.promote_types(u.dtype, jnp.float32)
+  gap = u.astype(wide) - v.astype(wide)
+  return gap if inner_bias is None else gap + inner_bias.astype(wide)
 
 
 def ic_conv(
@@ -151,13 +157,105 @@ def ic_conv(
   input_dilation = _per_axis(input_dilation, n)
   adjust_groups = groups if adjust_groups is None else adjust_groups
   pads = explicit_padding(padding, x.shape[1:-1], window, strides, kernel_dilation, input_dilation)
-  spatial = dict(strides=strides, padding=pads, kernel_dilation=kernel_dilation,
-                 input_dilation=input_dilation)
-  u = conv(x, kernel, **spatial, groups=groups, precision=precision)
-  s = box_sum(x, window, **spatial)
-  v = conv(s, adjust.reshape((1,) * n + adjust.shape), strides=(1,) * n, padding=((0, 0),) * n,
-           groups=adjust_groups, precision=precision)
-  return ic_combine(u, v, alpha=alpha, inner_bias=inner_bias, outer_bias=outer_bias)
+  where = _Where(strides, pads, kernel_dilation, input_dilation, groups, adjust_groups,
+                 tuple(precision) if isinstance(precision, list) else precision)
+  # Only where alpha = 1 needs no product, and no gradient, is it not an array.
+  if not (isinstance(alpha, float | int) and alpha == 1):
+    alpha = jnp.asarray(alpha, jnp.promote_types(x.dtype, jnp.float32))
+  hinge = {"inner_bias": inner_bias, "outer_bias": outer_bias, "alpha": alpha}
+  hinge = {key: value for key, value in hinge.items() if isinstance(value, jax.Array)}
+  return (_ic_conv if own_rules() else _plain_ic_conv)(x, kernel, adjust, hinge, where)
+
+
+class _Where(NamedTuple):
+  """The arguments of an IC convolution that are no arrays."""
+
+  strides: tuple[int, ...]
+  padding: Pads
+  kernel_dilation: tuple[int, ...]
+  input_dilation: tuple[int, ...]
+  groups: int
+  adjust_groups: int
+  precision: lax.PrecisionLike
+
+  def spatial(self) -> dict[str, tuple]:
+    return dict(strides=self.strides, padding=self.padding, kernel_dilation=self.kernel_dilation,
+                input_dilation=self.input_dilation)
+
+
+def _plain_ic_conv(x, kernel, adjust, hinge: dict[str, jax.Array], where: _Where) -> jax.Array:
+  return ic_combine(*_branches(x, kernel, adjust, where), **hinge)
+
+
+def _branches(x, kernel, adjust, where: _Where) -> tuple[jax.Array, jax.Array]:
+  """u and v."""
+  u = conv(x, kernel, **where.spatial(), groups=where.groups, precision=where.precision)
+  return u, _weigh(box_sum(x, kernel.shape[:-2], **where.spatial()), adjust, where)
+
+
+def _weigh(s: jax.Array, adjust: jax.Array, where: _Where) -> jax.Array:
+  """W' on the box sums: a 1x1 convolution."""
+  n = s.ndim - 2
+  return conv(s, adjust.reshape((1,) * n + adjust.shape), strides=(1,) * n, padding=((0, 0),) * n,
+              groups=where.adjust_groups, precision=where.precision)
+
+
+_ic_conv = jax.custom_vjp(_plain_ic_conv, nondiff_argnums=(4,))
+
+
+def _forward(x, kernel, adjust, hinge, where):
+  """Keeps x and u - v + b1, or where it is positive if that is enough: autodiff keeps the box sums too."""
+  u, v = _branches(x, kernel, adjust, where)
+  gap = _gap(u, v, hinge.get("inner_bias"))
+  kept = gap.astype(u.dtype) if "alpha" in hinge else gap > 0
+  return ic_combine(u, v, **hinge), (x, kernel, adjust, hinge, kept)
+
+
+def _backward(where: _Where, saved, g: jax.Array):
+  x, kernel, adjust, hinge, kept = saved
+  dtype = g.dtype
+  g = g.astype(jnp.promote_types(dtype, jnp.float32))
+  axes = tuple(range(g.ndim - 1))
+  through = jnp.where(kept > 0, g, 0)  # what passes the hinge
+  dhinge = {}
+  if "outer_bias" in hinge:
+    dhinge["outer_bias"] = g.sum(axes)
+  if "alpha" in hinge:
+    dalpha = (through * kept).sum(axes)
+    dhinge["alpha"] = dalpha if hinge["alpha"].ndim else dalpha.sum()
+    through = through * hinge["alpha"]
+  if "inner_bias" in hinge:
+    dhinge["inner_bias"] = through.sum(axes)
+  du, dv = (g + through).astype(dtype), (-through).astype(dtype)
+
+  _, pull = jax.vjp(lambda x, kernel: conv(
+      x, kernel, **where.spatial(), groups=where.groups, precision=where.precision), x, kernel)
+  dx, dkernel = pull(du)
+  window = kernel.shape[:-2]
+  box = functools.partial(box_sum, window=window, **where.spatial())
+  weigh = functools.partial(_weigh, where=where)
+  if _commutes(x, dv, where):
+    # The box and W' can change places, and the transpose of the box is a box: with it W' has its gradient
+    # from x itself, and the box sums of x are needed no more.
+    (dz,) = jax.linear_transpose(box, dv)(dv)
+    _, pull = jax.vjp(weigh, x, adjust)
+    from_box, dadjust = pull(dz)
+  else:
+    s, pull_box = jax.vjp(box, x)
+    _, pull = jax.vjp(weigh, s, adjust)
+    ds, dadjust = pull(dv)
+    (from_box,) = pull_box(ds)
+  dhinge = {key: value.astype(hinge[key].dtype) for key, value in dhinge.items()}
+  return dx + from_box, dkernel, dadjust, dhinge
+
+
+_ic_conv.defvjp(_forward, _backward)
+
+
+def _commutes(x: jax.Array, dv: jax.Array, where: _Where) -> bool:
+  """Whether the box may come behind W': a shape that it keeps, and not many more channels to sum."""
+  return x.shape[:-1] == dv.shape[:-1] and set(where.strides) == {1} and set(
+      where.input_dilation) == {1} and dv.shape[-1] <= 2 * x.shape[-1]
 
 
 def ic_dense(
