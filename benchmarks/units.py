@@ -40,6 +40,9 @@ import torch.nn.functional as F
 from bionets_jax import ops
 from bionets_jax.layers.grouped_pointwise import group_count
 
+# Of the norm, in float32. A hinge that rounding puts on the other side of 0 changes one gradient by as much as its size:
+# a few of them among 400,000 are 4e-3 of the norm, in PyTorch as here.
+TOLERANCE = 1e-2
 # batch, side, channels, filters, stride
 IC_SHAPES = {
     "56x56x64": (8, 56, 64, 64, 1), "28x28x128": (16, 28, 128, 128, 1), "14x14x256": (32, 14, 256, 256, 1),
@@ -89,10 +92,10 @@ def measure(case, base: str, options, name: str):
     calls["torch"] = theirs(functions["torch"], arrays, mode)
     if options.compile:
       calls["compiled"] = theirs(torch.compile(functions["torch"], dynamic=False), arrays, mode)
-    want = reference[:1] if mode == "forward" else reference[1:]
+    want = reference[:1] if mode == "forward" else reference
     results = {key: to_numpy(call()) for key, call in calls.items() if key != base or key == "ours"}
     results = {key: value for key, value in results.items() if not key.startswith("plain")}
-    found["error"] = max(found["error"], timing.check(name, results, want, 1e-3))
+    found["error"] = max(found["error"], timing.check(name, results, want, TOLERANCE))
     seconds = timing.interleaved(calls, options.rounds, timing.wait_for)
     found[mode] = {key: {
         "ms": 1e3 * statistics.median(seconds[key]), **{
@@ -122,7 +125,10 @@ def ours(function, arrays, mode):
     run = jax.jit(lambda *x: [function(*x)])
     return lambda: run(*x)
   g = jnp.asarray(cotangent(jax.eval_shape(function, *x).shape))
-  run = jax.jit(lambda g, *x: list(jax.vjp(function, *x)[1](g)))
+  def both(g, *x):  # the output too, or the forward pass of a linear layer would not be made at all
+    y, pull = jax.vjp(function, *x)
+    return [y, *pull(g)]
+  run = jax.jit(both)
   return lambda: run(g, *x)
 
 
@@ -136,7 +142,10 @@ def theirs(function, arrays, mode):
     return forward
   with torch.no_grad():
     g = to_torch(cotangent(nhwc_shape(function(*x))), torch.float32)
-  return lambda: list(torch.autograd.grad(function(*x), x, g))
+  def both():
+    y = function(*x)
+    return [y, *torch.autograd.grad(y, x, g)]
+  return both
 
 
 def torch_results(function, arrays, dtype):

@@ -1,0 +1,221 @@
+"""Depthwise filters and the AND of two of them on a GPU, each direction in one pass.
+
+Nothing here was measured; this is counted. E = N H W C elements of x and E' of the result, b bytes an element, k x k
+taps, f = 1 or 2 filters, strips of R rows of the result (4, fewer where taps are many), P programs that share the
+channels (at most 1536 over all of them):
+
+    forward    f k^2 E' MACs and E' products; (E + E') b bytes, read and written once each
+    backward   f k^2 (1 + (k - 1) / R) E' MACs for the responses again, f k^2 E for dx and f k^2 E' for the kernels;
+               (2 E + E') b bytes, and 4 P f k^2 C bytes of sums, written and read
+
+Compiled for compute capability 9.0 (Triton 3.9), f = 2 and k = 3 at stride 1 take 37 instructions for an element
+forward and 130 backward, of which 20 and 71 multiply or add, in 96 and 128 registers; 5 x 5 windows take up to 235;
+none spills. A H200 (132 multiprocessors of 128 lanes at 1.8 GHz, 4.8e12 bytes a second) is therefore expected at 60
+to 65 % of the memory's roofline forward in bfloat16 and about 30 % backward, where instructions are the limit.
+Autodiff of the shifted sums reads x and g once for each of 9 to 18 taps and writes f float32 cotangents between its
+passes.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from bionets_jax.ops.kernels import sweep, tile
+from bionets_jax.ops.padding import Pads
+
+_MOST_EXTENT = 5
+# Elements of a tile, with the rows of a strip (`plan`) the most that a thread has registers for: it holds the window,
+# and backward the cotangents and the sums, of 2 elements forward and 1 backward.
+_FORWARD_TILE, _BACKWARD_TILE = 256, 128
+_TILE_CHANNELS = 32
+_WARPS = 4
+
+
+def supports(
+    x: jax.Array, kernel: jax.Array, *, strides: Sequence[int], padding: Pads,
+    kernel_dilation: Sequence[int] | None = None,
+) -> bool:
+  """Whether the functions below take these arguments; arrays or their shapes and dtypes.
+
+  Images, float32 or half precision, windows of up to 5 x 5 that are no smaller than their strides, no dilation,
+  less padding than the window has taps, and an image into which the window fits.
+  """
+  if len(x.shape) != 4 or str(x.dtype) not in tile.DTYPES or kernel.shape[2:] != (1, x.shape[-1]):
+    return False
+  if any(d != 1 for d in kernel_dilation or ()):
+    return False
+  fits = all(
+      s <= k <= _MOST_EXTENT and 0 <= lo < k and 0 <= hi < k and size + lo + hi >= k
+      for size, k, s, (lo, hi) in zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True))
+  return fits and tile.addressable(x.shape, (*x.shape[:3], x.shape[3] * 4))
+
+
+def depthwise_conv(
+    x: jax.Array, kernel: jax.Array, *, strides: Sequence[int], padding: Pads, interpret: bool = False
+) -> jax.Array:
+  """`ops.depthwise_conv` as kernels.
+
+  Args:
+    x: (N, H, W, C).
+    kernel: (*window, 1, C).
+    strides, padding: per spatial axis; explicit (low, high) pairs.
+    interpret: run the kernels as JAX operations, on any device.
+
+  Returns:
+    (N, *out, C) in the dtype of x; sums are in float32.
+
+  Raises:
+    ValueError: on what `supports` does not.
+  """
+  return _filters(x, (kernel,), _where(x, (kernel,), strides, padding, "", interpret))
+
+
+def paired_depthwise_product(
+    x: jax.Array, kernel_a: jax.Array, kernel_b: jax.Array, *, strides: Sequence[int] = (1, 1),
+    padding: Pads = ((1, 1), (1, 1)), combine: str = "product", interpret: bool = False,
+) -> jax.Array:
+  """`ops.paired_depthwise_product` as kernels; arguments and result as there, and as in `depthwise_conv`."""
+  kernels = (kernel_a, kernel_b)
+  return _filters(x, kernels, _where(x, kernels, strides, padding, combine, interpret))
+
+
+def paired_depthwise_normalize(
+    x: jax.Array, kernel_a: jax.Array, kernel_b: jax.Array, *, strides: Sequence[int] = (1, 1),
+    padding: Pads = ((1, 1), (1, 1)), combine: str = "product", epsilon: float = 1e-5, interpret: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """`paired_depthwise_product`, and `ops.batch_normalize` of it without scale and bias.
+
+  The kernel that writes the products adds up their moments as well, which saves a pass over them. In the
+  backward pass batch norm's derivative is a line in its cotangent and the product, whose coefficients two sums
+  give; the kernel computes the product again and puts it in, which saves writing that cotangent and reading it.
+
+  Args:
+    x: (N, H, W, C).
+    kernel_a, kernel_b: (*window, 1, C).
+    strides, padding: per spatial axis; explicit (low, high) pairs.
+    combine: 'product' or 'min'.
+    epsilon: added to the variance.
+    interpret: run the kernels as JAX operations, on any device.
+
+  Returns:
+    (y, mean, var): y (N, *out, C) in the dtype of x; mean and biased variance of the products, (1, C) float32.
+
+  Raises:
+    ValueError: on what `supports` does not.
+  """
+  kernels = (kernel_a, kernel_b)
+  return _normalize(x, kernels, _where(x, kernels, strides, padding, combine, interpret), epsilon)
+
+
+Where = tuple[tuple[int, ...], Pads, str, bool]
+
+
+def _where(x, kernels, strides, padding, combine, interpret) -> Where:
+  strides, padding = tuple(strides), tuple(map(tuple, padding))
+  shapes = {kernel.shape for kernel in kernels}
+  if len(shapes) > 1 or not supports(x, kernels[0], strides=strides, padding=padding):
+    raise ValueError(
+        f"no depthwise kernel for {x.dtype} of {x.shape} with windows {[k.shape for k in kernels]}, strides "
+        f"{strides}, padding {padding}: see depthwise.supports")
+  if combine not in (("product", "min") if len(kernels) == 2 else ("",)):
+    raise ValueError(f"combine={combine!r}: give 'product' or 'min'")
+  return strides, padding, combine, interpret
+
+
+def plan(x: jax.Array, kernel: jax.Array, filters: int, strides, padding: Pads, back: bool) -> sweep.Plan:
+  """How the arrays are cut into tiles; public for those who count registers and bytes."""
+  taps = kernel.shape[:2]
+  out = tuple((size + lo + hi - k) // s + 1 for size, k, s, (lo, hi) in zip(
+      x.shape[1:3], taps, strides, padding, strict=True))
+  if max(taps) <= 3:
+    most = 4
+  else:
+    most = 1 if back and filters == 2 else 2
+  # Strips of like height, so that the last one is not mostly empty.
+  rows = -(-out[0] // -(-out[0] // most))
+  channels = min(_TILE_CHANNELS, tile.power_of_two(x.shape[-1]))
+  lanes = (_BACKWARD_TILE if back else _FORWARD_TILE) // channels
+  made = sweep.Plan(*x.shape, taps, strides, tuple(lo for lo, _ in padding), out, filters, rows, lanes, channels, 1)
+  programs, blocks = made.grid
+  return made._replace(turns=max(1, programs * blocks // tile.PROGRAMS))
+
+
+def _run_forward(x, kernels, where: Where, moments: bool):
+  strides, padding, combine, interpret = where
+  made = plan(x, kernels[0], len(kernels), strides, padding, False)
+  shape = (x.shape[0], *made.out, x.shape[-1])
+  results = [jax.ShapeDtypeStruct((_size(shape),), x.dtype)]
+  if moments:
+    results.append(jax.ShapeDtypeStruct((made.grid[0] * 2 * made.channels,), jnp.float32))
+  p, *sums = tile.call(
+      functools.partial(sweep.forward, made, combine, moments), _flat(x, *kernels), results, grid=made.grid,
+      warps=_WARPS, interpret=interpret, name="depthwise_forward")
+  return p.reshape(shape), *(s.reshape(-1, 2, made.channels).sum(0) for s in sums)
+
+
+def _run_backward(x, kernels, g, where: Where, line: jax.Array | None = None):
+  strides, padding, combine, interpret = where
+  made = plan(x, kernels[0], len(kernels), strides, padding, True)
+  sums = (made.grid[0], len(kernels), *kernels[0].shape)
+  dx, sums_of = tile.call(
+      functools.partial(sweep.backward, made, combine, line is not None),
+      _flat(x, g, *kernels, *(() if line is None else (line,))),
+      [jax.ShapeDtypeStruct((x.size,), x.dtype), jax.ShapeDtypeStruct((_size(sums),), jnp.float32)],
+      grid=made.grid, warps=_WARPS, interpret=interpret, name="depthwise_backward")
+  dkernels = sums_of.reshape(sums).sum(0)
+  return dx.reshape(x.shape), tuple(d.astype(k.dtype) for d, k in zip(dkernels, kernels, strict=True))
+
+
+def _flat(*arrays: jax.Array) -> list[jax.Array]:
+  return [a.reshape(-1) for a in arrays]
+
+
+def _size(shape: Sequence[int]) -> int:
+  return functools.reduce(int.__mul__, shape, 1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _filters(x, kernels, where):
+  return _run_forward(x, kernels, where, False)[0]
+
+
+def _filters_forward(x, kernels, where):
+  return _filters(x, kernels, where), (x, kernels)
+
+
+def _filters_backward(where, saved, g):
+  return _run_backward(*saved, g, where)
+
+
+_filters.defvjp(_filters_forward, _filters_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _normalize(x, kernels, where, epsilon):
+  return _normalize_forward(x, kernels, where, epsilon)[0]
+
+
+def _normalize_forward(x, kernels, where, epsilon):
+  p, sums = _run_forward(x, kernels, where, True)
+  # One pass over p; the difference can round below zero.
+  mean, square = sums / (p.size // p.shape[-1])
+  var = jnp.maximum(square - mean * mean, 0.0)
+  y = ((p - mean) * jax.lax.rsqrt(var + epsilon)).astype(x.dtype)
+  return (y, mean[None], var[None]), (x, kernels, p, mean, var)
+
+
+def _normalize_backward(where, epsilon, saved, cotangents):
+  x, kernels, p, mean, var = saved
+  g, dmean, dvar = cotangents
+  n = p.size // p.shape[-1]
+  factor = jax.lax.rsqrt(var + epsilon)
+  wide = g.astype(jnp.float32)
+  sum_g, sum_gp = wide.sum((0, 1, 2)), (wide * (p - mean)).sum((0, 1, 2))
+  slope = (2 * dvar[0] - factor**3 * sum_gp) / n
+  offset = (dmean[0] - factor * sum_g) / n
+  return _run_backward(x, kernels, g, where, jnp.stack([factor, slope, offset - slope * mean]))
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
