@@ -13,6 +13,14 @@ import jax
 import numpy as np
 
 
+def positive(text: str) -> int:
+  """For argparse: a whole number from 1 on."""
+  number = int(text)
+  if number < 1:
+    raise ValueError
+  return number
+
+
 def interleaved(
     candidates: Mapping[str, Callable[[], Any]], rounds: int, wait: Callable[[Any], Any]
 ) -> dict[str, list[float]]:
@@ -56,11 +64,20 @@ def wait_for(result: Any) -> None:
     torch.cuda.synchronize()
 
 
-def check(name: str, results: Mapping[str, Any], reference: Any, tolerance: float) -> float:
+def check(
+    name: str, results: Mapping[str, Any], reference: Any, tolerance: float, floor: float = 0.0
+) -> float:
   """The largest distance of any result from the reference, as a share of the reference's norm.
 
   A norm and not the largest difference: where a hinge is at 0 but for rounding, a single gradient may have
   either of two values.
+
+  Args:
+    name: of what is compared, for the message.
+    results: by candidate, trees of arrays.
+    reference: a tree of the same form.
+    tolerance: how far off is too far.
+    floor: a norm below which a leaf's counts as this, for gradients that are 0 but for rounding.
 
   Raises:
     SystemExit: if it is more than `tolerance`: a time of something else says nothing.
@@ -70,7 +87,7 @@ def check(name: str, results: Mapping[str, Any], reference: Any, tolerance: floa
   for candidate, result in results.items():
     have = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)]
     for a, b in zip(have, want, strict=True):
-      error = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-30))
+      error = float(np.linalg.norm(a - b) / max(np.linalg.norm(b), floor, 1e-30))
       if not error <= tolerance:
         raise SystemExit(f"error: {name}: {candidate} is off by {error:.1e} of the reference's norm")
       worst = max(worst, error)

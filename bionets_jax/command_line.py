@@ -13,7 +13,7 @@ from ml_collections import config_flags
 
 from bionets_jax.training.config import flatten, nearest
 
-USAGE = ("Usage: python launch.py --config=configs/quickstart.py [--workdir=DIR] [--mode=train|eval] "
+USAGE = ("Usage: python launch.py --config=configs/quickstart.py [--workdir=DIR] [--mode=train|eval|largest_batch] "
          "[--distributed=off|auto|host:port,rank,count] [--config.KEY=VALUE ...]")
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: try again later
 
@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> None:
   config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
   flags.DEFINE_string(
       "workdir", None, "Where the run lives; default: workdirs/ and the name of the config.")
-  flags.DEFINE_enum("mode", "train", ["train", "eval"], "Train, or evaluate the newest checkpoint.")
+  flags.DEFINE_enum(
+      "mode", "train", ["train", "eval", "largest_batch"],
+      "Train, evaluate the newest checkpoint, or find the largest batch that fits into the device.")
   flags.DEFINE_string(
       "distributed", "off", "'auto' (TPU pod, SLURM, Open MPI, Kubernetes), 'off' or host:port,rank,count.")
   flags.mark_flag_as_required("config")

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from bionets_jax.report.curves import plot_runs
 from bionets_jax.report.table import run_table
 from bionets_jax.training.config import nearest
 from bionets_jax.training.evaluation import evaluate_workdir
+from bionets_jax.training.largest_batch import find_largest_batch
 from bionets_jax.training.loop import NotTogether, silent, train, train_together
 from bionets_jax.training.setup import check_values
 from bionets_jax.training.summary import begun, finished, sweep_summary, write_json
@@ -42,12 +42,12 @@ def run(
   Args:
     config: of a run (see `training.config`) or of a study.
     workdir: where everything goes.
-    mode: 'train' or 'eval'.
+    mode: 'train', 'eval', or 'largest_batch' to find out which batch fits, without a step.
     say: where progress goes.
 
   Returns:
     The summary: of a run; of the seeds (`training.summary.sweep_summary`); or name -> either of a study. As
-    written to workdir/summary.json. In mode 'eval' what was measured, in the same places.
+    written to workdir/summary.json. In the other modes what was measured or found, in the same places.
 
   Raises:
     As `training.loop.train`.
@@ -59,8 +59,9 @@ def run(
     raise ValueError(f"--workdir={workdir} is a file; give a directory")
   study = "runs" in config
   experiments = _study(config, workdir) if study else {"": _seeds(config, workdir, {})}
-  if mode == "eval":
-    found = {name: _evaluate(experiment, say) for name, experiment in experiments.items()}
+  if mode != "train":
+    other = {"eval": _evaluate, "largest_batch": _find_largest_batch}[mode]
+    found = {name: other(experiment, say) for name, experiment in experiments.items()}
     return found if study else found[""]
 
   folders = study or experiments[""].several_seeds
@@ -79,6 +80,9 @@ def run(
   names = {name: name or os.path.basename(os.path.abspath(workdir)) for name in experiments}
   title = config.title if study else ""
   if lead:
+    # Imported late: Matplotlib takes a third of what a start takes to import.
+    from bionets_jax.report.curves import plot_runs
+
     if study:
       write_json(os.path.join(workdir, "summary.json"), summaries)
     plot_runs({names[name]: [folder for _, folder in experiment.runs]
@@ -117,6 +121,10 @@ def _evaluate(experiment: _Experiment, say: Callable[[str], None]) -> dict[str, 
   found = {str(config.seed): evaluate_workdir(config, folder, say=say)
            for config, folder in experiment.runs}
   return found if experiment.several_seeds else next(iter(found.values()))
+
+
+def _find_largest_batch(experiment: _Experiment, say: Callable[[str], None]) -> dict[str, Any]:
+  return find_largest_batch(experiment.runs[0][0], say=say)  # the seed changes nothing about it
 
 
 def _study(config: ml_collections.ConfigDict, workdir: str) -> dict[str, _Experiment]:

@@ -23,7 +23,7 @@ def test_form(name, split, length, classes, shape):
   source = open_source(f"generated/{name}", split)
   assert (len(source), source.num_classes, source.image_shape) == (length, classes, shape)
   assert len(set(source.class_names)) == classes
-  examples = source.read_many(range(length))
+  examples = list(source.read_many(range(length)))
   for image, label, _ in examples:
     assert image.dtype == np.uint8 and image.shape[2] == 3
     assert shape[0] in (None, image.shape[0])

@@ -69,7 +69,7 @@ def test_folder_is_sorted_and_skips_what_is_no_image(folder):
 def test_folder_survives_pickling(folder):
   source = open_source("folder", "val", str(folder))
   copy = pickle.loads(pickle.dumps(source))
-  assert copy.read_many([4, 0]) == source.read_many([4, 0])
+  assert list(copy.read_many([4, 0])) == list(source.read_many([4, 0]))
   assert (len(copy), copy.class_names) == (len(source), source.class_names)
 
 

@@ -17,7 +17,7 @@ from data_tools import (
 from PIL import Image
 
 from bionets_jax.data import BatchPlan, EvalPlan, make_pipeline, open_source, parse_transforms
-from bionets_jax.data.stream import BatchReader, read_ahead
+from bionets_jax.data.stream import BatchReader, prepare, read_ahead
 from bionets_jax.data.transforms import HOST_TRANSFORMS, apply_all, example_rng
 
 
@@ -133,6 +133,17 @@ def test_labels_out_of_range_are_an_error():
     reader[1]
 
 
+def test_a_crop_of_a_jpeg_is_that_of_the_whole_image():
+  pixels = np.random.RandomState(0).randint(0, 256, (60, 90, 3)).astype(np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(pixels).save(file, "JPEG", quality=80)
+  whole = np.asarray(Image.open(file))
+  transforms = parse_transforms("random_resized_crop(16)|flip", HOST_TRANSFORMS)
+  for i in range(20):
+    found = prepare(file.getvalue(), transforms, (16, 16, 3), example_rng(0, 0, i), "a")
+    np.testing.assert_array_equal(found, apply_all(transforms, whole, example_rng(0, 0, i)))
+
+
 def test_read_ahead_starts_at_any_step(folder):
   source = open_source("folder", "train", str(folder))
   transforms = parse_transforms("random_resized_crop(8)", HOST_TRANSFORMS)
@@ -194,6 +205,15 @@ def test_imagenet_is_streamed(mesh):
   # Photographs, not noise or black: neighbours are alike.
   assert np.abs(np.diff(batch["image"].astype(float), axis=2)).mean() < 30
   assert batch["image"].std() > 20
+
+
+def test_crops_of_imagenet_are_those_of_the_whole_images():
+  source = open_source("imagenet2012", "train", real_data())
+  transforms = parse_transforms("random_resized_crop(32)|flip", HOST_TRANSFORMS)
+  for i, (data, _, key) in enumerate(source.read_many(range(100))):
+    whole = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    found = prepare(data, transforms, (32, 32, 3), example_rng(0, 0, i), key)
+    np.testing.assert_array_equal(found, apply_all(transforms, whole, example_rng(0, 0, i)))
 
 
 def test_ten_crops_of_imagenet(mesh):

@@ -128,7 +128,10 @@ def test_reads_images_labels_and_metadata(data_dir):
 
 def test_bulk_reads_slices_and_pickling_agree(data_dir):
   source = open_source("bionets_tiny", "train", str(data_dir))
-  assert source.read_many(np.array([5, 0, 3])) == [source.read(i) for i in (5, 0, 3)]
+  one_by_one = [source.read(i) for i in (5, 0, 3)]
+  assert list(source.read_many(np.array([5, 0, 3]))) == one_by_one
+  source.image_shape = (4, 4, 3)  # images of one size are read in bulk
+  assert source.read_many(np.array([5, 0, 3])) == one_by_one
   copy = pickle.loads(pickle.dumps(source))
   assert copy.read(2) == source.read(2)
   tail = open_source("bionets_tiny", "train[5:]", str(data_dir))
@@ -193,7 +196,7 @@ def test_converting_to_another_place(tfrecord_dir, tmp_path):
   assert sorted(os.listdir(tfrecord_dir)) == before
   assert not list(out.glob("*tfrecord*"))
   source = open_source("bionets_tiny", "train", str(tmp_path / "out"))
-  assert len(source.read_many(range(7))) == 7
+  assert len(list(source.read_many(range(7)))) == 7
   assert source.class_names == ("ant", "bee", "cat")
 
 

@@ -1,13 +1,16 @@
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from bionets_jax.data import HOST_TRANSFORMS, parse_transforms
+from bionets_jax.data import HOST_TRANSFORMS, fast_resize, parse_transforms
 from bionets_jax.data.transforms import (
     CenterCrop,
     Flip,
     RandomResizedCrop,
     Resize,
+    ResizeTo,
     apply_all,
     example_rng,
     output_size,
@@ -122,6 +125,28 @@ def test_the_augmentation_is_a_function_of_seed_epoch_and_index(image):
   assert example_rng(5, 6, 7).random() == pytest.approx(0.019330015565560577, abs=1e-15)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fast_bilinear_is_pil_s_but_for_a_level_or_two(image, channels):
+  pytest.importorskip("cykooz_resizer")
+  view = image[3:80, 20:191, :channels]  # not contiguous
+  for size in (32, 120, 400):  # smaller, mixed and larger
+    exact, fast = (
+        ResizeTo(size, name)(view, None).astype(int) for name in ("bilinear", "fast_bilinear"))
+    assert fast.shape == (size, size, channels)
+    assert abs(fast - exact).max() <= 2 and abs(fast - exact).mean() < 0.4
+  crop, = parse_transforms("random_resized_crop(32, fast_bilinear)", HOST_TRANSFORMS)
+  numbers = 0.5, 0.5, 0.1, 0.5, 0.25, 0.5
+  plain = RandomResizedCrop(32)(image, Scripted(*numbers))
+  assert abs(crop(image, Scripted(*numbers)).astype(int) - plain).max() <= 2
+
+
+def test_fast_bilinear_without_its_package_says_what_is_missing(monkeypatch):
+  monkeypatch.setitem(sys.modules, "cykooz_resizer", None)
+  fast_resize._package.cache_clear()
+  with pytest.raises(ValueError, match="'resize.256, fast_bilinear.' .*pip install cykooz-resizer"):
+    parse_transforms("resize(256, fast_bilinear)", HOST_TRANSFORMS)
+
+
 def test_parse():
   assert parse_transforms("", HOST_TRANSFORMS) == ()
   assert parse_transforms(" resize( 256 , bicubic ) | center_crop(224)|flip ", HOST_TRANSFORMS) == (
@@ -134,11 +159,11 @@ def test_parse():
     ("resize(256", "Cannot read the transform 'resize"),
     ("resize(256)||flip", "Cannot read the transform ''"),
     ("resize(256)flip", "Cannot read the transform"),
-    ("resize", r"'resize' does not fit resize\(size\[, bilinear\|bicubic\]\)"),
+    ("resize", r"'resize' does not fit resize\(size\[, bilinear\|bicubic\|fast_bilinear\]\)"),
     ("flip(0.5)", r"'flip\(0.5\)' does not fit flip\."),
     ("resize(25.6)", "whole number of pixels"),
     ("resize(0)", "whole number of pixels"),
-    ("resize(256, lanczos)", "interpolation must be one of bilinear, bicubic, got 'lanczos'"),
+    ("resize(256, lanczos)", "interpolation must be one of bilinear, bicubic, fast_bilinear, got 'lanczos'"),
     ("resize('a')", "not an argument"),
 ])
 def test_parse_errors(text, message):

@@ -62,7 +62,7 @@ def network(path):
 
 
 def digits(count):
-  examples = open_source("digits", "test").read_many(range(count))
+  examples = list(open_source("digits", "test").read_many(range(count)))
   return np.stack([image for image, _, _ in examples]), np.array([label for _, label, _ in examples])
 
 

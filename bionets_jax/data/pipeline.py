@@ -115,6 +115,8 @@ class Pipeline:
     num_test: number of test examples; 0 without a test split.
     steps_per_epoch: int.
     resident: bool, whether the training set lives on the devices.
+    resident_bytes: of all splits that live on the devices, on each of them.
+    readers: worker processes, or threads of this one, that read what is streamed.
   """
 
   def __init__(self, parts, workers, seed, mesh):
@@ -130,6 +132,10 @@ class Pipeline:
     self.num_train, self.num_eval, self.num_test = (
         len(parts[which].source) if which in parts else 0 for which in ("train", "eval", "test"))
     self.steps_per_epoch = train.plan.steps_per_epoch
+    self.resident_bytes = sum(
+        len(part.source) * math.prod(part.placement.host_shape)
+        for part in parts.values() if part.placement.resident)
+    self.readers = workers or cores()
     self.image_shape, self.eval_image_shape, self.test_image_shape = (
         parts[which].placement.image_shape if which in parts else None
         for which in ("train", "eval", "test"))
@@ -208,12 +214,8 @@ class Pipeline:
     streamed = [which for which, part in self._parts.items() if not part.placement.resident]
     if not self.resident:
       return f"streamed by {by}"
-    total = sum(
-        len(part.source) * math.prod(part.placement.host_shape)
-        for part in self._parts.values() if part.placement.resident
-    )
     also = f"; {' and '.join(streamed)} streamed by {by}" if streamed else ""
-    return f"resident: {total / 2**20:.1f} MiB on every device, augmented there{also}"
+    return f"resident: {self.resident_bytes / 2**20:.1f} MiB on every device, augmented there{also}"
 
   def _batches(self, which, start_step=0):
     part = self._parts[which]

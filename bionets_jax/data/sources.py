@@ -44,8 +44,9 @@ class Source:
     raise NotImplementedError
 
   def read_many(self, indices):
-    """Returns [read(i) for i in indices]; sources that read faster in bulk override it."""
-    return [self.read(int(index)) for index in indices]
+    """Iterates over read(i) for i in indices; sources that read faster in bulk override it."""
+    # One at a time: memory that is used again is there already, and a batch of photographs would need more.
+    return (self.read(int(index)) for index in indices)
 
 
 def open_source(name, split, data_dir=""):

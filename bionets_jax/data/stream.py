@@ -15,8 +15,8 @@ import time
 
 import numpy as np
 
-from bionets_jax.data.decode import decode
-from bionets_jax.data.transforms import apply_all, example_rng
+from bionets_jax.data.decode import decode, size_of_baseline_jpeg
+from bionets_jax.data.transforms import RandomResizedCrop, apply_all, example_rng
 
 
 def shard_rows(batch_size, shard, num_shards):
@@ -102,7 +102,7 @@ def prepare(image, transforms, image_shape, rng, key):
   Raises:
     ValueError: undecodable, too small for a transform, or of another shape; holds the key.
   """
-  image = decode(image, image_shape[-1], key)
+  image, transforms = _decode_and_crop(image, transforms, image_shape[-1], rng, key)
   try:
     image = apply_all(transforms, image, rng)
   except ValueError as error:
@@ -110,6 +110,22 @@ def prepare(image, transforms, image_shape, rng, key):
   if image.shape != image_shape:
     raise ValueError(f"Example {key}: the image is {image.shape}, expected {image_shape}.")
   return image
+
+
+def _decode_and_crop(image, transforms, channels, rng, key):
+  """Decodes, and applies the first transform too if it needs but a part of the image.
+
+  Returns:
+    The image and the transforms that are left.
+  """
+  size = None
+  if transforms and isinstance(transforms[0], RandomResizedCrop) and isinstance(image, bytes):
+    size = size_of_baseline_jpeg(image)
+  if size is None:
+    return decode(image, channels, key), transforms
+  box = transforms[0].box(*size, rng)
+  top, _, height, _ = box
+  return transforms[0].cut(decode(image, channels, key, top + height), box), transforms[1:]
 
 
 def _check_shared_memory(batch_bytes, workers, directory="/dev/shm"):

@@ -157,6 +157,10 @@ class TfdsSource(Source):
     return self._parse(index, self._records()[index])
 
   def read_many(self, indices):
+    # In bulk, records are read by up to 64 threads, all before the first is decoded. That hides a remote
+    # file's latency and pays for small images; from local files it takes photographs 4 times as long.
+    if None in self.image_shape and "://" not in self.location:
+      return super().read_many(indices)
     indices = [int(index) for index in indices]
     records = self._records().__getitems__(indices)
     return [self._parse(i, record) for i, record in zip(indices, records, strict=True)]

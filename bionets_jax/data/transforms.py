@@ -1,7 +1,8 @@
 """Preparation and augmentation of single examples on the host.
 
 The rules are torchvision's to the pixel (its PIL backend), since that is what the published
-networks were trained and tested with; resizing is PIL's, which antialiases.
+networks were trained and tested with; resizing is PIL's, which antialiases. The one exception has to be asked
+for: `fast_bilinear` (fast_resize.py) takes less time and is a level off here and there.
 
 A transform is called with an image, uint8 (h, w, c), and a `numpy.random.Generator` of that
 example. Only `Generator.random()` is drawn from, whose stream follows from the bit generator's,
@@ -14,10 +15,12 @@ import math
 import numpy as np
 from PIL import Image
 
+from bionets_jax.data import fast_resize
 from bionets_jax.data.grammar import check_pixels
 from bionets_jax.data.rand_augment import RandAugment
 
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+FAST = "fast_bilinear"
 NEAREST = "nearest"
 
 
@@ -27,7 +30,9 @@ def example_rng(seed, epoch, index):
 
 
 def resize_to(image, height, width, interpolation):
-  """Resizes uint8 (h, w, c) to (height, width, c) with PIL's antialiased filter."""
+  """Resizes uint8 (h, w, c) to (height, width, c) with an antialiased filter: PIL's, or nearly so if FAST."""
+  if interpolation == FAST:
+    return fast_resize.resize_to(image, height, width)
   gray = image.shape[-1] == 1
   # A crop is a view with gaps; PIL copies what is not contiguous.
   pil = Image.fromarray(image[..., 0] if gray else image)
@@ -45,9 +50,11 @@ def nearest_positions(old, new):
   return np.minimum(np.floor(np.arange(new) * (1 / (new / old))).astype(int), old - 1)
 
 
-def _check_interpolation(value, known=tuple(_FILTERS)):
+def _check_interpolation(value, known=(*_FILTERS, FAST)):
   if value not in known:
     raise ValueError(f"interpolation must be one of {', '.join(known)}, got {value!r}.")
+  if value == FAST:
+    fast_resize.check_installed()  # now, and not in a worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +68,7 @@ class RandomResizedCrop:
   size: int
   interpolation: str = "bilinear"
 
-  usage = "random_resized_crop(size[, bilinear|bicubic])"
+  usage = "random_resized_crop(size[, bilinear|bicubic|fast_bilinear])"
   is_random = True
   scale = (0.08, 1.0)
   ratio = (3 / 4, 4 / 3)
@@ -94,10 +101,14 @@ class RandomResizedCrop:
       w, h = width, height
     return (height - h) // 2, (width - w) // 2, h, w
 
-  def __call__(self, image, rng):
-    top, left, h, w = self.box(*image.shape[:2], rng)
+  def cut(self, image, box):
+    """Crops and resizes; rows of the image below the box may be missing."""
+    top, left, h, w = box
     # Cropped first: resize(box=...) would let the filter see pixels outside the crop.
     return resize_to(image[top:top + h, left:left + w], self.size, self.size, self.interpolation)
+
+  def __call__(self, image, rng):
+    return self.cut(image, self.box(*image.shape[:2], rng))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +122,12 @@ class Flip:
     return size
 
   def __call__(self, image, rng):
-    return image[:, ::-1] if rng.random() < 0.5 else image
+    if rng.random() >= 0.5:
+      return image
+    mirrored = np.empty_like(image)
+    for channel in range(image.shape[-1]):  # 2.5 times as fast as NumPy's copy of pixels of three bytes
+      mirrored[..., channel] = image[:, ::-1, channel]
+    return mirrored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +137,7 @@ class Resize:
   size: int
   interpolation: str = "bilinear"
 
-  usage = "resize(size[, bilinear|bicubic])"
+  usage = "resize(size[, bilinear|bicubic|fast_bilinear])"
   is_random = False
 
   def __post_init__(self):
@@ -176,12 +192,12 @@ class ResizeTo:
   size: int
   interpolation: str = "bilinear"
 
-  usage = "resize_to(size[, bilinear|bicubic|nearest])"
+  usage = "resize_to(size[, bilinear|bicubic|fast_bilinear|nearest])"
   is_random = False
 
   def __post_init__(self):
     check_pixels("size", self.size)
-    _check_interpolation(self.interpolation, (*_FILTERS, NEAREST))
+    _check_interpolation(self.interpolation, (*_FILTERS, FAST, NEAREST))
 
   def output_size(self, size):
     del size

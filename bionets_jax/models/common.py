@@ -1,10 +1,15 @@
-"""What the backbones share: initialisers, the last pool, endpoints."""
+"""What the backbones share: initialisers, the last pool, endpoints, rematerialisation."""
 
+import functools
 from collections.abc import Collection
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from bionets_jax.layers.socket import Unit
+
+REMATS = ("", "blocks")
 
 # PyTorch's kaiming_normal_ in its two modes, and its default for linear layers and convolutions,
 # U(+-1/sqrt(fan_in)).
@@ -73,3 +78,24 @@ def select_endpoints(
   if missing := [name for name in wanted if name not in found]:
     raise ValueError(f"no endpoint {missing[0]!r}; this network has {', '.join(found)}")
   return logits, {name: found[name] for name in wanted}
+
+
+def rematerialised(block: Unit, remat: str) -> Unit:
+  """A block as it is, or so that the backward pass keeps its input alone and computes what is inside again.
+
+  Variables, their names, and the statistics of a step stay the same.
+
+  Args:
+    block: a module class that is called with one array, or a functools.partial of one.
+    remat: 'blocks', or '' to leave it.
+
+  Raises:
+    ValueError: for another `remat`.
+  """
+  if remat not in REMATS:
+    raise ValueError(f"remat={remat!r}: give {' or '.join(map(repr, REMATS))}")
+  if not remat:
+    return block
+  if isinstance(block, functools.partial):
+    return functools.partial(rematerialised(block.func, remat), *block.args, **block.keywords)
+  return nn.remat(block)

@@ -14,7 +14,7 @@ import jax
 
 from bionets_jax.layers import BatchNorm, SqueezeExcite
 from bionets_jax.layers.socket import Unit, check_sockets, conv_norm_act, plain_conv
-from bionets_jax.models.common import mean_pool, select_endpoints
+from bionets_jax.models.common import mean_pool, rematerialised, select_endpoints
 
 
 class Stage(NamedTuple):
@@ -148,6 +148,7 @@ class EfficientNet(nn.Module):
     pointwise_init: initialiser of the 1x1 kernels. kEffNet has glorot_uniform.
     norm_epsilon, norm_momentum: None for those of the flavour.
     batch_norm_groups: see `layers.BatchNorm`.
+    remat: 'blocks' keeps only the inputs of the MBConv blocks for the backward pass, see `common.rematerialised`.
     dtype: of the computation. Parameters, statistics and logits stay float32.
 
   Raises:
@@ -169,6 +170,7 @@ class EfficientNet(nn.Module):
   norm_epsilon: float | None = None
   norm_momentum: float | None = None
   batch_norm_groups: int = 1
+  remat: str = ""
   dtype: Any = None
 
   sockets = {"pointwise": "pointwise", "conv": "conv", "pair": "pair"}
@@ -185,6 +187,7 @@ class EfficientNet(nn.Module):
     stages = [Stage(*stage) for stage in self.stages]
     rates = drop_connect_rates(stages, self.depth, self.drop_connect, self.flavour)
 
+    block = rematerialised(MBConv, self.remat)
     found = {}
     x = conv_norm_act(
         images, plain_conv, scaled(stages[0].in_features), (3, 3), norm=norm, act=nn.swish, strides=2,
@@ -193,7 +196,7 @@ class EfficientNet(nn.Module):
     for i, stage in enumerate(stages, start=1):
       for j, rate in enumerate(rates[i - 1]):
         stride = stage.stride if j == 0 else 1
-        x = MBConv(
+        x = block(
             scaled(stage.features), stage.kernel, stage.expand, stride, conv=self.conv,
             pointwise=self.pointwise, pair=self.pair, norm=norm,
             padding=self._padding(stage.kernel, stride), drop_rate=rate, train=train,

@@ -14,7 +14,13 @@ import jax
 
 from bionets_jax.layers import BatchNorm
 from bionets_jax.layers.socket import Unit, check_sockets, conv_norm_act, plain_conv
-from bionets_jax.models.common import mean_pool, select_endpoints, torch_bias, torch_default
+from bionets_jax.models.common import (
+    mean_pool,
+    rematerialised,
+    select_endpoints,
+    torch_bias,
+    torch_default,
+)
 
 ACTS = {"relu": nn.relu, "relu6": nn.relu6}
 
@@ -77,6 +83,7 @@ class MobileNet(nn.Module):
     stem_stride: of the stem.
     act: 'relu' or 'relu6', min(relu(x), 6).
     batch_norm_groups: see `layers.BatchNorm`.
+    remat: 'blocks' keeps only the inputs of the depthwise-separable blocks for the backward pass, see `common.rematerialised`.
     dtype: of the computation. Parameters, statistics and logits stay float32.
 
   Raises:
@@ -92,6 +99,7 @@ class MobileNet(nn.Module):
   stem_stride: int = 1
   act: str = "relu"
   batch_norm_groups: int = 1
+  remat: str = ""
   dtype: Any = None
 
   sockets = {"conv": "conv", "pointwise": "pointwise", "pair": "pair"}
@@ -105,13 +113,14 @@ class MobileNet(nn.Module):
     act = ACTS[self.act]
     norm = functools.partial(
         BatchNorm, use_running_average=not train, groups=self.batch_norm_groups, dtype=self.dtype)
+    block = rematerialised(MobileNetBlock, self.remat)
     found = {}
     x = found["stem"] = conv_norm_act(
         images, plain_conv, self.width, (3, 3), strides=self.stem_stride, padding=1,
         kernel_init=torch_default, norm=norm, act=act, dtype=self.dtype, name="stem_conv")
     for i, blocks in enumerate(self.stage_sizes, start=1):
       for j in range(blocks):
-        x = MobileNetBlock(
+        x = block(
             self.width * 2**i, stride=2 if i > 1 and j == 0 else 1, conv=self.conv,
             pointwise=self.pointwise, pair=self.pair, norm=norm, act=act, dtype=self.dtype,
             name=f"stage{i}_block{j}")(x)

@@ -22,6 +22,7 @@ from bionets_jax.layers.socket import Unit, check_sockets, conv_norm_act, plain_
 from bionets_jax.models.common import (
     he_fan_out,
     mean_pool,
+    rematerialised,
     select_endpoints,
     torch_bias,
     torch_default,
@@ -167,6 +168,7 @@ class ResNet(nn.Module):
     kernel_init, head_init: of the convolutions and of the head.
     batch_norm_groups: see `layers.BatchNorm`.
     zero_init_residual: the last BN of each block starts at scale 0.
+    remat: 'blocks' keeps only the inputs of residual and FP-blocks for the backward pass, see `common.rematerialised`.
     dtype: of the computation. Parameters, statistics and logits stay float32.
 
   Raises:
@@ -195,6 +197,7 @@ class ResNet(nn.Module):
   head_init: Initializer = torch_default
   batch_norm_groups: int = 1
   zero_init_residual: bool = False
+  remat: str = ""
   dtype: Any = None
 
   sockets = {"conv": "conv", "pointwise": "pointwise", "reduce": "pointwise", "expand": "pointwise",
@@ -214,10 +217,12 @@ class ResNet(nn.Module):
     else:
       shortcut = _subsample_and_pad
     make_block = functools.partial(
-        BLOCKS[self.block], conv=self.conv, reduce=self.reduce or self.pointwise,
+        rematerialised(BLOCKS[self.block], self.remat), conv=self.conv, reduce=self.reduce or self.pointwise,
         expand=self.expand or self.pointwise, norm=norm, shortcut=shortcut, options=options,
         groups=self.groups, base_width=self.base_width, se_reduction=self.se_reduction,
         zero_init=self.zero_init_residual)
+
+    fp_block = rematerialised(self.fp_block, self.remat)
 
     found = {}
     kernel, imagenet = STEMS[self.stem], self.stem == "imagenet"
@@ -232,7 +237,7 @@ class ResNet(nn.Module):
       for j in range(num_fp + num_plain):
         name, first = f"stage{i}_block{j}", halve and j == 0
         if j < num_fp:
-          x = self.fp_block(features=features * BLOCKS[self.block].expansion, pool=first, norm=norm,
+          x = fp_block(features=features * BLOCKS[self.block].expansion, pool=first, norm=norm,
                             name=name, **options)(x)
         else:
           x = make_block(features=features, stride=2 if first else 1, name=name)(x)

@@ -16,6 +16,7 @@ from bionets_jax.layers import BatchNorm
 from bionets_jax.layers.socket import Unit, check_sockets, conv_norm_act, plain_conv
 from bionets_jax.models.common import (
   adaptive_mean_pool,
+  rematerialised,
   select_endpoints,
   torch_bias,
   torch_default,
@@ -57,6 +58,7 @@ class VGG(nn.Module):
       order (H, W, C).
     dropout: rate behind each hidden layer.
     batch_norm_groups: see `layers.BatchNorm`.
+    remat: 'blocks' keeps only the inputs of the convolutions for the backward pass, see `common.rematerialised`.
     dtype: of the computation. Parameters, statistics and logits stay float32.
 
   Raises:
@@ -72,6 +74,7 @@ class VGG(nn.Module):
   pool: int = 1
   dropout: float = 0.5
   batch_norm_groups: int = 1
+  remat: str = ""
   dtype: Any = None
 
   sockets = {"conv": "conv"}
@@ -88,11 +91,12 @@ class VGG(nn.Module):
     self.check()
     norm = functools.partial(
         BatchNorm, use_running_average=not train, groups=self.batch_norm_groups, dtype=self.dtype)
+    block = rematerialised(VGGBlock, self.remat)
     found = {}
     x = found["stem"] = _layer(images, plain_conv, self.width, norm, self.dtype, "stem_conv")
     for i, blocks in enumerate(self.stage_sizes, start=1):
       for j in range(1 if i == 1 else 0, blocks):
-        x = VGGBlock(self.width * min(2 ** (i - 1), 8), self.conv, norm, self.dtype,
+        x = block(self.width * min(2 ** (i - 1), 8), self.conv, norm, self.dtype,
                      name=f"stage{i}_block{j}")(x)
       x = found[f"stage{i}"] = nn.max_pool(x, (2, 2), strides=(2, 2))
     x = adaptive_mean_pool(x, self.pool)

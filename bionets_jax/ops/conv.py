@@ -17,10 +17,10 @@ from bionets_jax.ops.split import batch_parts, split_batch
 
 # A depthwise filter with more taps is left to XLA: the unrolled sum would make programs too long.
 _MAX_TAPS = 81
-# Output pixels that one part of a kernel's gradient sums over, see `_kernel_gradient`. The best of 1 to 16 parts
-# on two CPU cores (jax 0.10.2, float32), time in that of one part: 56x56x64 8 parts 0.93, 28x28x128 8 0.95,
-# 14x14x256 4 0.87, 7x7x512 1; CIFAR's, batch 128: 32x32x16 8 0.85, 16x16x32 16 0.74, 8x8x64 8 0.71, with
-# stride 2 16 0.45 and 8 0.62; the 7x7 stem of 224x224 4 0.58. At all of them a part has about 1,000 to 3,000.
+# Where the gradient of a small kernel is summed over parts of the batch, see `_kernel_gradient`: up to so many input
+# channels, in parts of so many output pixels.
+_FEW_CHANNELS = 32
+_FEW_TAPS = 9
 _PIXELS_OF_A_PART = 1024
 
 
@@ -120,7 +120,7 @@ def _kernel_gradient(like: jax.Array, where: _Where, split: bool, x: jax.Array, 
   as long as the batch has pixels: at a third of the speed of the forward pass where channels are few.
   """
   parts = 1
-  if split:
+  if split and x.shape[-1] <= _FEW_CHANNELS and math.prod(like.shape[:-2]) <= _FEW_TAPS:
     parts = batch_parts(x.shape[0], math.prod(g.shape[:-1]) // _PIXELS_OF_A_PART)
   total = None
   for one_x, one_g in zip(split_batch(x, parts), split_batch(g, parts), strict=True):

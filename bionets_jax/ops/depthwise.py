@@ -10,6 +10,8 @@ import numpy as np
 from jax import lax
 
 from bionets_jax.ops.derivatives import own_rules
+from bionets_jax.ops.kernels import choice
+from bionets_jax.ops.kernels import depthwise as on_gpu
 from bionets_jax.ops.memory import pad_in_memory
 from bionets_jax.ops.padding import Pads
 
@@ -39,8 +41,7 @@ def depthwise_conv(
   Returns:
     (N, *out, C) in the dtype of x.
   """
-  return (_filters if own_rules() else _plain_filters)(
-      x, (kernel,), _window(x, kernel, strides, padding, kernel_dilation), "")
+  return _run(x, (kernel,), _window(x, kernel, strides, padding, kernel_dilation), "")
 
 
 def paired_depthwise_product(
@@ -71,8 +72,7 @@ def paired_depthwise_product(
   if kernel_a.shape != kernel_b.shape or kernel_a.shape[-2:] != (1, x.shape[-1]):
     raise ValueError(f"paired_depthwise_product: kernels of {kernel_a.shape} and {kernel_b.shape}; for an input "
                      f"of {x.shape} both are (*window, 1, {x.shape[-1]})")
-  return (_filters if own_rules() else _plain_filters)(
-      x, (kernel_a, kernel_b), _window(x, kernel_a, strides, padding, None), combine)
+  return _run(x, (kernel_a, kernel_b), _window(x, kernel_a, strides, padding, None), combine)
 
 
 def check_combine(combine: str) -> None:
@@ -106,6 +106,15 @@ def _window(x, kernel, strides, padding, kernel_dilation) -> _Window:
   return _Window(window, tuple(strides), tuple(map(tuple, padding)), dilation, out)
 
 
+def _run(x: jax.Array, kernels: tuple[jax.Array, ...], window: _Window, combine: str) -> jax.Array:
+  if not own_rules():
+    return _plain_filters(x, kernels, window, combine)
+  how = choice.chosen(
+      "product" if combine else "depthwise", x, *window.taps, *window.strides, supported=on_gpu.supports(
+          x, kernels[0], strides=window.strides, padding=window.padding, kernel_dilation=window.dilation))
+  return _filters(x, kernels, window, combine, how)
+
+
 # The functions below are compiled each on its own: networks have many layers of one shape, and each is
 # long to trace.
 
@@ -117,16 +126,23 @@ def _plain_filters(x: jax.Array, kernels: tuple[jax.Array, ...], window: _Window
   return y.astype(x.dtype)
 
 
-_filters = jax.custom_vjp(_plain_filters, nondiff_argnums=(2, 3))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _filters(x, kernels, window, combine, how):
+  return choice.either(
+      how, lambda *arrays, **options: on_gpu.filters(
+          *arrays, strides=window.strides, padding=window.padding, combine=combine, **options)[0],
+      functools.partial(_plain_filters, window=window, combine=combine), x, kernels)
 
 
-def _forward(x, kernels, window, combine):
+def _forward(x, kernels, window, combine, how):
   # The responses are cheaper to compute again than to keep.
-  return _plain_filters(x, kernels, window, combine), (x, kernels)
+  return _filters(x, kernels, window, combine, how), (x, kernels)
 
 
-def _backward(window, combine, saved, g):
-  return _gradients(*saved, g, window, combine)
+def _backward(window, combine, how, saved, g):
+  return choice.either(
+      how, functools.partial(on_gpu.gradients, strides=window.strides, padding=window.padding, combine=combine),
+      functools.partial(_gradients, window=window, combine=combine), *saved, g)
 
 
 _filters.defvjp(_forward, _backward)

@@ -12,6 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bionets_jax.ops.kernels import choice
+from bionets_jax.ops.kernels import grouped as on_gpu
+
 # The choice between the forms, from times of forward and backward passes on two CPU cores (jax
 # 0.10.2) over the grouped layers of kEffNet-B0. Ratios are to the best form of each shape:
 #   compression (24 -> 4, 18 -> 3, 18 -> 5 per group): blocks of 128 1.0, of 256 1.1 to 1.3, one batched
@@ -57,13 +60,41 @@ def grouped_pointwise(
     return y.reshape(*x.shape[:-1], features)
   # Flat, because XLA on CPUs transposes the cotangent of a product with more than two dimensions.
   flat = x.reshape(-1, channels)
-  if columns < _MANY_OUTPUTS:
-    y = _merged(flat, kernel, groups, tuple(precision) if isinstance(precision, list) else precision)
-  else:
-    y = jnp.matmul(
-        flat.reshape(-1, groups, rows).swapaxes(0, 1),
-        kernel.reshape(rows, groups, columns).swapaxes(0, 1), precision=precision).swapaxes(0, 1)
+  how = choice.chosen(
+      "grouped", x, features, groups,
+      supported=precision is None and kernel.dtype == x.dtype and on_gpu.supports(x, kernel, groups=groups))
+  y = _chosen(flat, kernel, groups, how) if how else _product(flat, kernel, groups, precision)
   return y.reshape(*x.shape[:-1], features)
+
+
+def _product(
+    x: jax.Array, kernel: jax.Array, groups: int, precision: lax.PrecisionLike = None
+) -> jax.Array:
+  """`grouped_pointwise` of (T, C)."""
+  rows, columns = kernel.shape[0], kernel.shape[1] // groups
+  if columns < _MANY_OUTPUTS:
+    return _merged(x, kernel, groups, tuple(precision) if isinstance(precision, list) else precision)
+  y = jnp.matmul(
+      x.reshape(-1, groups, rows).swapaxes(0, 1), kernel.reshape(rows, groups, columns).swapaxes(0, 1),
+      precision=precision)
+  return y.swapaxes(0, 1).reshape(x.shape[0], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _chosen(x, kernel, groups, how):
+  return choice.either(how, functools.partial(on_gpu.product, groups=groups, interleaved=False),
+                       functools.partial(_product, groups=groups), x, kernel)
+
+
+def _chosen_backward(groups, how, saved, g):
+  def plain(x, kernel, g):
+    return jax.vjp(functools.partial(_product, groups=groups), x, kernel)[1](g)
+
+  return choice.either(
+      how, functools.partial(on_gpu.gradients, groups=groups, interleaved=False), plain, *saved, g)
+
+
+_chosen.defvjp(lambda x, kernel, *static: (_chosen(x, kernel, *static), (x, kernel)), _chosen_backward)
 
 
 def grouped_pointwise_reference(x: jax.Array, kernel: jax.Array, *, groups: int) -> jax.Array:

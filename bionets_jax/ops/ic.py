@@ -19,6 +19,7 @@ from jax import lax
 
 from bionets_jax.ops.conv import conv
 from bionets_jax.ops.derivatives import own_rules
+from bionets_jax.ops.kernels import choice
 from bionets_jax.ops.padding import Pads, explicit_padding
 
 
@@ -159,6 +160,9 @@ def ic_conv(
   pads = explicit_padding(padding, x.shape[1:-1], window, strides, kernel_dilation, input_dilation)
   where = _Where(strides, pads, kernel_dilation, input_dilation, groups, adjust_groups,
                  tuple(precision) if isinstance(precision, list) else precision)
+  where = where._replace(how=choice.chosen(
+      "ic", x, kernel.shape[-1], *window, *strides, supported=_on_gpu().supports(
+          x, kernel, adjust, **where.spatial(), groups=groups, adjust_groups=adjust_groups)))
   # Only where alpha = 1 needs no product, and no gradient, is it not an array.
   if not (isinstance(alpha, float | int) and alpha == 1):
     alpha = jnp.asarray(alpha, jnp.promote_types(x.dtype, jnp.float32))
@@ -177,10 +181,17 @@ class _Where(NamedTuple):
   groups: int
   adjust_groups: int
   precision: lax.PrecisionLike
+  how: str = ""
 
   def spatial(self) -> dict[str, tuple]:
     return dict(strides=self.strides, padding=self.padding, kernel_dilation=self.kernel_dilation,
                 input_dilation=self.input_dilation)
+
+
+def _on_gpu():
+  from bionets_jax.ops.kernels import ic  # late: it is made of what is here
+
+  return ic
 
 
 def _plain_ic_conv(x, kernel, adjust, hinge: dict[str, jax.Array], where: _Where) -> jax.Array:
@@ -205,10 +216,18 @@ _ic_conv = jax.custom_vjp(_plain_ic_conv, nondiff_argnums=(4,))
 
 def _forward(x, kernel, adjust, hinge, where):
   """Keeps x and u - v + b1, or where it is positive if that is enough: autodiff keeps the box sums too."""
-  u, v = _branches(x, kernel, adjust, where)
-  gap = _gap(u, v, hinge.get("inner_bias"))
-  kept = gap.astype(u.dtype) if "alpha" in hinge else gap > 0
-  return ic_combine(u, v, **hinge), (x, kernel, adjust, hinge, kept)
+  window = kernel.shape[:-2]
+
+  def rest(x, adjust, u, hinge):
+    v = _weigh(box_sum(x, window, **where.spatial()), adjust, where)
+    gap = _gap(u, v, hinge.get("inner_bias"))
+    return ic_combine(u, v, **hinge), gap.astype(u.dtype) if "alpha" in hinge else (gap > 0).astype(jnp.int8)
+
+  u = conv(x, kernel, **where.spatial(), groups=where.groups, precision=where.precision)
+  y, kept = choice.either(where.how, functools.partial(
+      _on_gpu().hinge_on_box, window=window, strides=where.strides, padding=where.padding), rest,
+      x, adjust, u, hinge)
+  return y, (x, kernel, adjust, hinge, kept)
 
 
 def _backward(where: _Where, saved, g: jax.Array):
@@ -220,42 +239,50 @@ def _backward(where: _Where, saved, g: jax.Array):
   dhinge = {}
   if "outer_bias" in hinge:
     dhinge["outer_bias"] = g.sum(axes)
+  alpha = hinge.get("alpha", 1.0)
   if "alpha" in hinge:
     dalpha = (through * kept).sum(axes)
-    dhinge["alpha"] = dalpha if hinge["alpha"].ndim else dalpha.sum()
-    through = through * hinge["alpha"]
+    dhinge["alpha"] = dalpha if alpha.ndim else dalpha.sum()
   if "inner_bias" in hinge:
-    dhinge["inner_bias"] = through.sum(axes)
-  du, dv = (g + through).astype(dtype), (-through).astype(dtype)
+    dhinge["inner_bias"] = through.sum(axes) * alpha
+  du = (g + alpha * through).astype(dtype)
 
   _, pull = jax.vjp(lambda x, kernel: conv(
       x, kernel, **where.spatial(), groups=where.groups, precision=where.precision), x, kernel)
   dx, dkernel = pull(du)
-  window = kernel.shape[:-2]
-  box = functools.partial(box_sum, window=window, **where.spatial())
+  # What flows into v is -alpha * through. The factor goes to W', which is small, and not over the image.
+  factor = -jnp.asarray(alpha, g.dtype)
+  weights, through = (adjust.astype(g.dtype) * factor).astype(adjust.dtype), through.astype(dtype)
+  box = functools.partial(box_sum, window=kernel.shape[:-2], **where.spatial())
   weigh = functools.partial(_weigh, where=where)
-  if _commutes(x, dv, where):
+  if _commutes(x, through, where):
     # The box and W' can change places, and the transpose of the box is a box: with it W' has its gradient
     # from x itself, and the box sums of x are needed no more.
-    (dz,) = jax.linear_transpose(box, dv)(dv)
-    _, pull = jax.vjp(weigh, x, adjust)
-    from_box, dadjust = pull(dz)
+    def add_through_box(through, weights, dx):
+      (dz,) = jax.linear_transpose(box, through)(through)
+      return dx + jax.linear_transpose(lambda x: weigh(x, weights), x)(dz)[0], dz
+
+    dx, dz = choice.either(where.how, functools.partial(
+        _on_gpu().add_through_box, window=kernel.shape[:-2], padding=where.padding), add_through_box,
+        through, weights, dx)
+    (dweights,) = jax.linear_transpose(lambda weights: weigh(x, weights), weights)(dz)
   else:
     s, pull_box = jax.vjp(box, x)
-    _, pull = jax.vjp(weigh, s, adjust)
-    ds, dadjust = pull(dv)
-    (from_box,) = pull_box(ds)
+    _, pull = jax.vjp(weigh, s, weights)
+    ds, dweights = pull(through)
+    dx = dx + pull_box(ds)[0]
+  dadjust = (dweights.astype(g.dtype) * factor).astype(adjust.dtype)
   dhinge = {key: value.astype(hinge[key].dtype) for key, value in dhinge.items()}
-  return dx + from_box, dkernel, dadjust, dhinge
+  return dx, dkernel, dadjust, dhinge
 
 
 _ic_conv.defvjp(_forward, _backward)
 
 
-def _commutes(x: jax.Array, dv: jax.Array, where: _Where) -> bool:
+def _commutes(x: jax.Array, g: jax.Array, where: _Where) -> bool:
   """Whether the box may come behind W': a shape that it keeps, and not many more channels to sum."""
-  return x.shape[:-1] == dv.shape[:-1] and set(where.strides) == {1} and set(
-      where.input_dilation) == {1} and dv.shape[-1] <= 2 * x.shape[-1]
+  return x.shape[:-1] == g.shape[:-1] and set(where.strides) == {1} and set(
+      where.input_dilation) == {1} and g.shape[-1] <= 2 * x.shape[-1]
 
 
 def ic_dense(

@@ -63,22 +63,24 @@ def _backward(epsilon, groups, dtype, saved, cotangents):
   del dtype
   shape, dtype = x.shape, x.dtype
   wide = jnp.promote_types(dtype, jnp.float32)
-  x, g = (a.astype(wide).reshape(groups, -1, shape[-1]) for a in (x, g))
-  mean, var = mean[:, None], var[:, None]
+  x, g = (a.astype(wide).reshape(groups, -1, *shape[1:]) for a in (x, g))
+  axes = tuple(range(1, x.ndim - 1))
+  mean, var, dmean, dvar = (jnp.expand_dims(a, axes) for a in (mean, var, dmean, dvar))
   inverse = jax.lax.rsqrt(var + epsilon)
   centred = x - mean
-  sum_g, sum_gx = g.sum(1, keepdims=True), (g * centred).sum(1, keepdims=True)
+  # Over the axes as they are: of a fused product reshaped to one axis XLA sums on a CPU with one thread.
+  sum_g, sum_gx = g.sum(axes, keepdims=True), (g * centred).sum(axes, keepdims=True)
   # dy/dx, and what flows into the moments, which are results as well: a line in x and g for each channel.
   factor = inverse * affine["scale"] if "scale" in affine else inverse
-  n = x.shape[1]
-  slope = (2 * dvar[:, None] - factor * inverse**2 * sum_gx) / n
-  offset = (dmean[:, None] - factor * sum_g) / n
+  n = x.size // (groups * shape[-1])
+  slope = (2 * dvar - factor * inverse**2 * sum_gx) / n
+  offset = (dmean - factor * sum_g) / n
   dx = factor * g + slope * centred + offset
   daffine = {}
   if "scale" in affine:
-    daffine["scale"] = (sum_gx * inverse).sum((0, 1)).astype(affine["scale"].dtype)
+    daffine["scale"] = (sum_gx * inverse).sum((0, *axes)).astype(affine["scale"].dtype)
   if "bias" in affine:
-    daffine["bias"] = sum_g.sum((0, 1)).astype(affine["bias"].dtype)
+    daffine["bias"] = sum_g.sum((0, *axes)).astype(affine["bias"].dtype)
   return dx.reshape(shape).astype(dtype), daffine
 
 

@@ -15,9 +15,9 @@ import ml_collections
 OPEN_KEYS = ("model.options", "paper")
 # What may differ between a run and its continuation: where things are and how they are reported. That
 # the data and the teacher are still the same is checked by what they hold.
-NOT_THE_RUN = ("seeds", "side_by_side", "data.dir", "data.workers", "eval_batch_size", "log_every",
-               "checkpoint_every", "keep_checkpoints", "device", "teacher.weights", "model.weights",
-               "paper")
+NOT_THE_RUN = ("seeds", "side_by_side", "data.dir", "data.workers", "eval_batch_size", "remat", "log_every",
+               "checkpoint_every", "keep_checkpoints", "device", "compile_cache", "profile",
+               "teacher.weights", "model.weights", "paper")
 
 
 def classification_config() -> ml_collections.ConfigDict:
@@ -49,6 +49,7 @@ def classification_config() -> ml_collections.ConfigDict:
       batch_size=256,              # images per optimiser step, over all devices
       eval_batch_size=0,           # 0: as batch_size
       accumulate=1,                # parts that a batch is computed in, one after the other
+      remat="",                    # 'blocks': less memory, activations inside a block are computed twice
       duration="90 epochs",        # durations are 'N epochs' or 'N steps'
       optimizer=dict(
           kind="sgd",              # 'sgd' as PyTorch's, or 'rmsprop' as Keras'
@@ -78,6 +79,8 @@ def classification_config() -> ml_collections.ConfigDict:
       dtype="auto",                # 'float32', 'bfloat16', 'float16' (with loss scaling); auto:
                                    # bfloat16 on accelerators, float32 on a CPU
       device="",                   # 'gpu' or 'tpu' refuses to run on anything else
+      compile_cache="auto",        # compiled programs on disk: 'auto' (not on a CPU), 'off' or a folder
+      profile="",                  # 'START:COUNT': these steps are traced into WORKDIR/profile
       log_every="50 steps",
       eval_every="1 epochs",
       checkpoint_every="1 epochs",

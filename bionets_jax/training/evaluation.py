@@ -14,6 +14,7 @@ from bionets_jax.training import config as config_lib
 from bionets_jax.training.checkpoints import Checkpoints
 from bionets_jax.training.clock import readable, readable_rate
 from bionets_jax.training.devices import replicated
+from bionets_jax.training.program import abstract_state
 from bionets_jax.training.setup import make_setup
 from bionets_jax.training.side_by_side import over_runs
 from bionets_jax.training.state import make_eval_step
@@ -90,14 +91,11 @@ def evaluate_workdir(
   latest = checkpoints.latest_step()
   if latest is None:
     raise FileNotFoundError(f"{workdir}/checkpoints is empty; train first, without --mode=eval")
-  everywhere = replicated(setup.mesh)
-  shapes = jax.eval_shape(setup.init, jax.random.key(0), setup.inherited)
-  abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
-  state, _ = checkpoints.restore(latest, abstract)
+  state, _ = checkpoints.restore(latest, abstract_state(setup))
   checkpoints.close()
   pipeline = setup.pipeline
-  eval_step = jax.jit(over_runs(make_eval_step(setup.task), (0, 0, 0)), out_shardings=everywhere)
+  eval_step = jax.jit(
+      over_runs(make_eval_step(setup.task), (0, 0, 0)), out_shardings=replicated(setup.mesh))
   values = evaluate(eval_step, state.evaluated, [pipeline.eval_batches()], pipeline.num_eval, say)[0]
   say(f"{workdir}, step {latest}, {pipeline.num_eval} examples: {show(values)}")
   values = {"step": latest} | values

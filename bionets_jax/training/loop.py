@@ -16,12 +16,11 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from bionets_jax.training import config as config_lib
 from bionets_jax.training import overview
-from bionets_jax.training.checkpoints import Checkpoints, abstract_like
-from bionets_jax.training.clock import Clock, readable, readable_rate
+from bionets_jax.training.checkpoints import Checkpoints
+from bionets_jax.training.clock import Clock, readable
 from bionets_jax.training.devices import (
   StopRequest,
   check_same_everywhere,
@@ -30,9 +29,14 @@ from bionets_jax.training.devices import (
 )
 from bionets_jax.training.evaluation import IN_FLIGHT, evaluate
 from bionets_jax.training.lock import locked
+from bionets_jax.training.profiling import Profiler
+from bionets_jax.training.program import abstract_state, compile_ahead, jit_init, out_of_memory
+from bionets_jax.training.progress import Averages, Progress, mean_of_runs
 from bionets_jax.training.setup import Setup, make_setup
 from bionets_jax.training.side_by_side import fits, over_runs, stack, unstack
-from bionets_jax.training.state import TrainState, keep_best, make_eval_step, make_train_step
+from bionets_jax.training.stalls import StallWatch
+from bionets_jax.training.start_up import StartUp
+from bionets_jax.training.state import TrainState, keep_best, make_eval_step
 from bionets_jax.training.summary import (
   about_weights,
   finished,
@@ -74,7 +78,7 @@ class _Run:
   setup: Setup
   checkpoints: Checkpoints
   memory: dict[str, Any]
-  averages: "_Averages"
+  averages: Averages
   writer: MetricWriter | NoWriter = dataclasses.field(default_factory=NoWriter)
 
 
@@ -87,7 +91,7 @@ def train(
   Args:
     config: see `training.config`.
     workdir: of this run alone; made if absent. Afterwards it holds config.json, metrics.jsonl,
-      events.*, checkpoints/, weights.safetensors and summary.json.
+      events.*, checkpoints/, weights.safetensors and summary.json; with config.profile also profile/.
     say: where progress goes.
     devices: to run on; default all of them.
 
@@ -123,6 +127,7 @@ def train_together(
     NotTogether: with `must_fit`, and where runs that have come further than others would lose more than
       what lies between two checkpoints.
   """
+  start_up = StartUp()
   results: dict[str, Result] = {}
   for config, workdir in runs:
     config_lib.check_config(config)
@@ -135,6 +140,7 @@ def train_together(
   if left:
     first = make_setup(left[0][0], devices)
     setups = [first] + [make_setup(config, devices, like=first) for config, _ in left[1:]]
+    start_up.done("setup")
     lead = jax.process_index() == 0
     with contextlib.ExitStack() as closing:
       if lead:
@@ -144,22 +150,30 @@ def train_together(
           write_json(os.path.join(workdir, "config.json"), config_lib.to_json(config))
       made = [_Run(config, workdir, setup, Checkpoints(workdir, config.keep_checkpoints),
                    {"train": 0.0, "total": 0.0, "last": {}, "best": {}, "inputs": setup.inputs()},
-                   _Averages())
+                   Averages())
               for (config, workdir), setup in zip(left, setups, strict=True)]
       for run in made:
         closing.callback(run.checkpoints.close)
       for (_, workdir), result in zip(
-          left, _train(made, lead=lead, say=say if lead else silent, must_fit=must_fit), strict=True):
+          left, _train(made, start_up=start_up, closing=closing, lead=lead,
+                       say=say if lead else silent, must_fit=must_fit), strict=True):
         results[workdir] = result
   return [results[workdir] for _, workdir in runs]
 
 
 def _train(
-    runs: list[_Run], *, lead: bool, say: Callable[[str], None], must_fit: bool
+    runs: list[_Run], *, start_up: StartUp, closing: contextlib.ExitStack, lead: bool,
+    say: Callable[[str], None], must_fit: bool,
 ) -> list[Result]:
-  """`train_together` behind its checks. `lead`: whether this process writes."""
+  """`train_together` behind its checks.
+
+  Args:
+    runs, say, must_fit: see there.
+    start_up: begun with the call.
+    closing: closes what is opened here if something goes wrong before the loop.
+    lead: whether this process writes.
+  """
   # Set up ------------------------------------------------------------------------------------
-  started = time.perf_counter()
   commit = source_version()
   config, setup, count = runs[0].config, runs[0].setup, len(runs)
   task, pipeline = setup.task, setup.pipeline
@@ -174,64 +188,62 @@ def _train(
   if setup.inherited:
     say(f"weights     {overview.inheritance(setup)}")
 
-  everywhere = replicated(setup.mesh)
-  def placed(function, **options):
-    return jax.jit(function, out_shardings=everywhere, **options)
-  put, init = placed(lambda x: x), placed(setup.init)
-  states = [init(jax.random.key(run.config.seed), run.setup.inherited) for run in runs]
-  one_teacher = len({run.config.get("teacher", {}).get("weights", "") for run in runs}) == 1
-  frozen = put(task.frozen if one_teacher else stack([run.setup.task.frozen for run in runs]))
-  seeds = [put(np.uint32(run.config.seed)) for run in runs]
-  say(f"model       {config.model.name}\n" + overview.model_table(
-      task.model, states[0].params, pipeline.image_shape))
-
   # Restore -----------------------------------------------------------------------------------
   saved = [run.checkpoints.steps() for run in runs]
   step = max(set.intersection(*({0, *steps} for steps in saved)))
   if max((0, *(steps[-1] for steps in saved if steps))) > step + setup.checkpoint_every:
     raise NotTogether("the runs have come differently far")
+  abstract = abstract_state(setup)
+  say(f"model       {config.model.name}\n" + overview.model_table(
+      task.model, abstract.params, pipeline.image_shape))
+  states = []
+  for run in runs if step else ():
+    state, memory = run.checkpoints.restore(step, abstract)
+    if memory["inputs"] != run.memory["inputs"]:
+      raise ValueError(f"{run.workdir} was begun with {memory['inputs']}, and now the data and the "
+                       f"weights are {run.memory['inputs']}; give the same ones, or another --workdir")
+    states.append(state)
+    run.memory |= memory
   if step:
-    for i, run in enumerate(runs):
-      states[i], memory = run.checkpoints.restore(step, abstract_like(states[i]))
-      if memory["inputs"] != run.memory["inputs"]:
-        raise ValueError(f"{run.workdir} was begun with {memory['inputs']}, and now the data and the "
-                         f"weights are {run.memory['inputs']}; give the same ones, or another --workdir")
-      run.memory |= memory
     say(f"resuming from step {step} of {setup.total_steps}")
+
+  # Compile -----------------------------------------------------------------------------------
+  everywhere = replicated(setup.mesh)
+  def placed(function, **options):
+    return jax.jit(function, out_shardings=everywhere, **options)
+  put = placed(lambda x: x)
+  one_teacher = len({run.config.get("teacher", {}).get("weights", "") for run in runs}) == 1
+  frozen = put(task.frozen if one_teacher else stack([run.setup.task.frozen for run in runs]))
+  seeds = [put(np.uint32(run.config.seed)) for run in runs]
+  # Threads compile the steps while the state is made and the decoding processes start.
+  going = step < setup.total_steps
+  pending = compile_ahead(config, setup, abstract, frozen, seeds, one_teacher=one_teacher) if going else {}
+  batches = [run.setup.pipeline.train_batches(step) for run in runs]
+  for b in batches:
+    closing.callback(b.close)
+  if not step:
+    init = jit_init(setup)
+    states = [init(jax.random.key(run.config.seed), run.setup.inherited) for run in runs]
   state = placed(stack)(states) if count > 1 else states[0]
   apart = placed(functools.partial(unstack, count=count))
   clock = Clock(*(sum(run.memory[key] for run in runs) for key in ("train", "total")))
-
-  # Compile -----------------------------------------------------------------------------------
-  def one_step(state, frozen, batch, seed):
-    return make_train_step(
-        task, setup.optimizer, seed=seed, accumulate=config.accumulate,
-        ema_decay=config.ema_decay, unroll=setup.mesh.devices.flat[0].platform == "cpu",
-    )(state, frozen, batch)
-
-  train_step = jax.jit(
-      over_runs(one_step, (0, None if one_teacher else 0, 0, 0)), donate_argnums=0,
-      out_shardings=(everywhere, everywhere))
   eval_step = placed(over_runs(make_eval_step(task), (0, 0, 0)))
   mark_best = placed(over_runs(keep_best, (0, 0)), donate_argnums=0)
-  compiled = {}
-  if step < setup.total_steps:
-    for size in pipeline.batch_sizes():
-      batch = _abstract_batch(setup, size)
-      lowered = train_step.lower(
-          abstract_like(state), abstract_like(frozen), [batch] * count, abstract_like(seeds))
-      try:
-        compiled[size] = lowered.compile()
-      except jax.errors.JaxRuntimeError as error:
-        if must_fit and count > 1 and "RESOURCE_EXHAUSTED" in str(error):
-          raise NotTogether(f"{count} runs side by side need more memory than the device has") from error
-        raise
+  start_up.done("initialisation")
+  early = [[next(b) for b in batches]] if going else []
+  start_up.done("first batch")
+  if going:
+    try:
+      compiled = {size: program.result() for size, program in pending.items()}
+    except jax.errors.JaxRuntimeError as error:
+      if must_fit and count > 1 and out_of_memory(error):
+        raise NotTogether(f"{count} runs side by side need more memory than the device has") from error
+      raise
     first = compiled[pipeline.batch_sizes()[0]]
     if must_fit and not fits(first, setup.mesh.devices.flat[0]):
       raise NotTogether(f"{count} runs side by side need more memory than the device has")
     say(overview.memory(first))
-    say(f"ready after {time.perf_counter() - started:.1f} s; "
-        f"{setup.total_steps - step} steps to go, {pipeline.steps_per_epoch} an epoch")
+    say(f"{setup.total_steps - step} steps to go, {pipeline.steps_per_epoch} an epoch")
 
   if task.frozen and step == 0:
     teachers = [frozen] * count if one_teacher else apart(frozen)
@@ -239,6 +251,8 @@ def _train(
       say(overview.initial_agreement(run.setup, own, teacher))
     del teachers
   del states
+  progress = Progress(runs, clock, say)
+  start_up.done("compilation")
 
   # Train -------------------------------------------------------------------------------------
   def each():
@@ -267,10 +281,11 @@ def _train(
     epoch = step / pipeline.steps_per_epoch
     for run, values in zip(runs, found, strict=True):
       run.writer.write(step, epoch, {f"eval/{k}": v for k, v in values.items() if k != "step"})
-    say(f"step {step:>6}  epoch {epoch:6.2f}  eval  " + show(_mean(found)))
+    say(f"step {step:>6}  epoch {epoch:6.2f}  eval  " + show(mean_of_runs(found)))
     clock.resume()
 
   in_flight = collections.deque()
+  began = step
 
   def settle(limit: int):
     """Fetches the metrics of all but the newest `limit` steps; logs those that are due."""
@@ -280,33 +295,49 @@ def _train(
       for i, run in enumerate(runs):
         run.averages.add(number, {k: np.atleast_1d(v)[i] for k, v in metrics.items()}, run)
       clock.stepped(int(np.sum(metrics["count"])))
+      if number == began + 1:
+        start_up.done("first step")
+        say(start_up.describe(setup.compile_cache))
+        progress.once |= start_up.metrics
       if number % setup.log_every == 0 or number == setup.total_steps:
-        _log(runs, say, clock, number)
+        progress.log(number)
+      if number == began + 1:  # what came with the start is in no rate
+        clock.pause()
+        clock.resume()
 
   for run in runs:
     run.checkpoints.forget_after(step)  # in every process: Orbax waits for all of them
     if lead:
       run.writer = MetricWriter(run.workdir, step)
-  batches = [run.setup.pipeline.train_batches(step) for run in runs]
+  watch = StallWatch()
+  profiler = Profiler(setup.profile if lead else None, os.path.join(runs[0].workdir, "profile"))
   try:
     with StopRequest() as stop:
       clock.resume()
       while step < setup.total_steps:
         before = time.perf_counter()
-        batch = [next(b) for b in batches]
-        clock.waited(time.perf_counter() - before)
+        batch = early.pop() if early else [next(b) for b in batches]
+        clock.waited(watch.stalled(before, time.perf_counter()))
+        if profiler.starts_with(step + 1):
+          settle(0)
+          profiler.start()
         size = batch[0]["label"].shape[0]
         state, metrics = compiled[size](state, frozen, batch, seeds)
         step += 1
+        watch.dispatched(metrics["count"])
         in_flight.append((step, metrics))
-        settle(IN_FLIGHT)
+        settle(0 if profiler.ends_with(step) else IN_FLIGHT)
+        if profiler.ends_with(step):
+          clock.pause()
+          say(profiler.stop(compiled[size].as_text() or ""))
+          clock.resume()
 
         last = step == setup.total_steps
         evaluating = last or step % setup.eval_every == 0
         stopping = stop.asked(step)
         saving = last or stopping or step % setup.checkpoint_every == 0
-        if evaluating or saving:
-          settle(0)  # a state that is saved or evaluated has finite losses behind it
+        if evaluating or saving or step == began + 1:
+          settle(0)  # a state that is saved or evaluated has finite losses behind it; the first step is timed
         if evaluating:
           evaluate_now()
         if saving:
@@ -323,6 +354,8 @@ def _train(
       for run in runs:
         run.checkpoints.wait()
   finally:
+    profiler.close()
+    watch.close()
     for b in batches:
       b.close()
     for run in runs:
@@ -336,7 +369,8 @@ def _train(
       run.memory["test"] = values | {"step": at}
   results = []
   for run, own in each():
-    summary = make_summary(run.config, run.setup, own, clock, run.memory, commit, side_by_side=count)
+    summary = make_summary(run.config, run.setup, own, clock, run.memory, commit, side_by_side=count,
+                           start_seconds=start_up.seconds)
     if lead:
       params, model_state = jax.device_get(own.selected)
       save_native(os.path.join(run.workdir, WEIGHT_FILE), {"params": params, **model_state},
@@ -347,60 +381,6 @@ def _train(
   if stop.pending:  # it came after the last question; in a study another run would follow
     raise Interrupted(f"stopped after the last step, {step}")
   return results
-
-
-class _Averages:
-  """Means over the steps since the last log line."""
-
-  def __init__(self):
-    self._sums: dict[str, float] = collections.defaultdict(float)
-
-  def take(self) -> dict[str, float]:
-    sums = self._sums
-    count = sums.pop("count")
-    self._sums = collections.defaultdict(float)
-    return {name: value / count for name, value in sums.items()}
-
-  def add(self, step: int, metrics: dict[str, Any], run: _Run) -> None:
-    if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
-      checkpoint = run.checkpoints.latest_step()
-      kept = "none was saved yet" if checkpoint is None else f"the last good one is of step {checkpoint}"
-      raise FloatingPointError(
-          f"{run.workdir}: the loss is {metrics['loss'] / metrics['count']} at step {step} (gradient norm "
-          f"{metrics['grad_norm'] / metrics['count']:.3g}); no checkpoint was written of it, {kept}. "
-          f"A smaller config.schedule.lr (now {run.config.schedule.lr}) or a config.schedule.warmup "
-          "often helps; a run of another config needs another --workdir")
-    for name, value in metrics.items():
-      self._sums[name] += float(value)
-
-
-def _log(runs: list[_Run], say, clock: Clock, step: int) -> None:
-  setup, rates = runs[0].setup, clock.rates()
-  left = rates["seconds_per_step"] * (setup.total_steps - step)
-  epoch = step / setup.pipeline.steps_per_epoch
-  rate = float(setup.schedule(step - 1))
-  found = [run.averages.take() for run in runs]
-  for run, values in zip(runs, found, strict=True):
-    run.writer.write(step, epoch, {f"train/{k}": v for k, v in values.items()} | {
-        "train/learning_rate": rate, "time/images_per_second": rates["images_per_second"],
-        "time/data_wait": rates["data_wait"], "time/train_seconds": clock.train})
-  mean = _mean(found)
-  shown = {k: mean[k] for k in ("loss", "top1_error", "distillation", "alpha") if k in mean}
-  say(f"step {step:>6}  epoch {epoch:6.2f}  train {show(shown)}  lr {rate:.3g}  "
-      f"{readable_rate(rates['images_per_second'])} img/s  data wait {100 * rates['data_wait']:.0f} %  "
-      f"left {readable(left)}")
-
-
-def _mean(of: list[dict[str, float]]) -> dict[str, float]:
-  """Of several runs' metrics, for the console."""
-  return {name: sum(values[name] for values in of) / len(of) for name in of[0] if name != "step"}
-
-
-def _abstract_batch(setup: Setup, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-  split = NamedSharding(setup.mesh, PartitionSpec("data"))
-  return {
-      "image": jax.ShapeDtypeStruct((size, *setup.pipeline.image_shape), np.uint8, sharding=split),
-      "label": jax.ShapeDtypeStruct((size,), np.int32, sharding=split)}
 
 
 def silent(text: str) -> None:

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 
 from bionets_jax.counting import LayerCount, count_layers
+from bionets_jax.training.device_memory import mebibytes, memory_need
 from bionets_jax.training.setup import Setup
 from bionets_jax.training.state import TrainState
 
@@ -73,12 +74,11 @@ def initial_agreement(setup: Setup, state: TrainState, frozen: Any) -> str:
 
 def memory(compiled: Any) -> str:
   """Bytes that the compiled step asks for on each device, as XLA says; '' where it does not."""
-  stats = compiled.memory_analysis()
-  if stats is None:
+  need = memory_need(compiled)
+  if need is None:
     return ""
-  held = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-  return (f"memory per device: {_mib(held)} held between steps, "
-          f"{_mib(stats.temp_size_in_bytes)} temporary within one")
+  return (f"memory per device: {mebibytes(need.held)} held between steps, "
+          f"{mebibytes(need.temporary)} temporary within one")
 
 
 def _in_call_order(parts: Any, called: list[str]) -> list[str]:
@@ -88,10 +88,6 @@ def _in_call_order(parts: Any, called: list[str]) -> list[str]:
     kin = [i for i, other in enumerate(called) if other.split("_")[0] == part.split("_")[0]]
     return (same or [k + 0.5 for k in kin] or [len(called)])[0]
   return sorted(parts, key=place)
-
-
-def _mib(size: int) -> str:
-  return f"{size / 2**20:,.1f} MiB"
 
 
 def _size(tree: Any) -> int:

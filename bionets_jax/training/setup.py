@@ -17,10 +17,13 @@ from bionets_jax import losses
 from bionets_jax.counting import abstract_variables
 from bionets_jax.data.pipeline import Pipeline, make_pipeline
 from bionets_jax.models import create_model
+from bionets_jax.models.common import REMATS
 from bionets_jax.training import config as config_lib
+from bionets_jax.training.compile_cache import check_compile_cache, use_compile_cache
 from bionets_jax.training.devices import check_platform, make_mesh
 from bionets_jax.training.mixing import check_mixing
 from bionets_jax.training.optimizers import make_optimizer, make_schedule
+from bionets_jax.training.profiling import Window, parse_window
 from bionets_jax.training.start import load_start
 from bionets_jax.training.state import TrainState, make_init
 from bionets_jax.training.tasks import CROP_AVERAGES, Classification, WeakLogitDistillation
@@ -44,6 +47,8 @@ class Setup:
     optimizer, schedule: optax.
     total_steps, log_every, eval_every, checkpoint_every: in steps.
     dtype: of the computation, by name.
+    compile_cache: folder of the compiled programs, '' for none.
+    profile: the steps that are traced, None for none.
   """
 
   mesh: Mesh
@@ -60,6 +65,8 @@ class Setup:
   eval_every: int
   checkpoint_every: int
   dtype: str
+  compile_cache: str
+  profile: Window | None
 
   def inputs(self) -> dict[str, Any]:
     """What a run reads from outside its config, so that it goes on with the same."""
@@ -90,6 +97,7 @@ def make_setup(
   """
   check_values(config)
   check_platform(config.device)
+  compile_cache = use_compile_cache(config.compile_cache)
   wld = config.task == "wld"
   if wld:
     check_weights_path(config.teacher.weights)
@@ -110,7 +118,7 @@ def make_setup(
   dtype = compute_dtype(config.dtype)
   model = create_model(
       config.model.name, pipeline.num_classes, dtype=DTYPES[dtype], batch_norm_groups=groups,
-      **model_options(config))
+      remat=config.remat, **model_options(config))
   total, log_every, eval_every, checkpoint_every = _durations(config, pipeline.steps_per_epoch)
   schedule = make_schedule(
       config.schedule, batch_size=config.batch_size, steps_per_epoch=pipeline.steps_per_epoch,
@@ -151,7 +159,8 @@ def make_setup(
   return Setup(
       mesh=mesh, pipeline=pipeline, task=task, init=init, inherited=inherited, new_paths=new_paths,
       origin=origin, optimizer=optimizer, schedule=schedule, total_steps=total, log_every=log_every,
-      eval_every=eval_every, checkpoint_every=checkpoint_every, dtype=dtype)
+      eval_every=eval_every, checkpoint_every=checkpoint_every, dtype=dtype,
+      compile_cache=compile_cache, profile=parse_window(config.profile, total))
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
@@ -165,12 +174,14 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     raise ValueError("config.model.name is empty; give one of bionets_jax.list_models()")
   create_model(config.model.name, **model_options(config))
   compute_dtype(config.dtype)
+  parse_window(config.profile, 2**63)
+  check_compile_cache(config.compile_cache)
   _durations(config, steps_per_epoch=1000)
   make_optimizer(config.optimizer, make_schedule(
       config.schedule, batch_size=1, steps_per_epoch=1, total_steps=1))
   if config.batch_size < 1:
     raise ValueError(f"config.batch_size={config.batch_size}: give 1 or more")
-  for key, words in (("select", ("last", "best")), ("crop_average", CROP_AVERAGES)):
+  for key, words in (("select", ("last", "best")), ("crop_average", CROP_AVERAGES), ("remat", REMATS)):
     if config[key] not in words:
       raise ValueError(f"config.{key}={config[key]!r}: give {' or '.join(map(repr, words))}")
   check_seeds(config)
@@ -217,7 +228,8 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
     ValueError: for what the rest of the config decides.
   """
   options = config_lib.to_json(config.model.options)
-  elsewhere = {"num_classes": "the data", "dtype": "config.dtype", "batch_norm_groups": "config.batch_norm"}
+  elsewhere = {"num_classes": "the data", "dtype": "config.dtype", "batch_norm_groups": "config.batch_norm",
+               "remat": "config.remat"}
   for key, place in elsewhere.items():
     if key in options:
       raise ValueError(f"config.model.options.{key}: leave it out, {place} decides")

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from bionets_jax.training.device_memory import memory_limit, memory_need
+
 Tree = Any
 
 
@@ -47,14 +49,11 @@ def over_runs(function: Callable, axes: Sequence[int | None]) -> Callable:
     return jax.vmap(function, in_axes=tuple(axes))(
         *(stack(x) if isinstance(x, list) else x for x in arguments))
 
+  apply.__name__ = function.__name__  # by which traces and caches know the program
   return apply
 
 
 def fits(compiled: Any, device: jax.Device) -> bool:
   """Whether a compiled program's memory is within the device's; True where neither is known."""
-  stats, memory = compiled.memory_analysis(), device.memory_stats()
-  if not stats or not memory or "bytes_limit" not in memory:
-    return True
-  needed = (stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
-            + stats.temp_size_in_bytes)
-  return needed < memory["bytes_limit"]
+  need, limit = memory_need(compiled), memory_limit(device)
+  return need is None or limit is None or need.total < limit

@@ -54,6 +54,7 @@ def _names(folder: str) -> list[str]:
 def make_summary(
     config: ml_collections.ConfigDict, setup: Setup, state: TrainState, clock: Clock,
     memory: dict[str, Any], commit: str, *, side_by_side: int = 1,
+    start_seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
   """What summary.json of a run holds.
 
@@ -62,6 +63,7 @@ def make_summary(
     memory: its evaluations, as in its checkpoints.
     commit: see `source_version`.
     side_by_side: how many runs the clock's time is shared by.
+    start_seconds: of the last start, phase by phase up to the end of the first step (`StartUp.seconds`).
   """
   pipeline = setup.pipeline
   return {
@@ -80,6 +82,7 @@ def make_summary(
       "select": config.select,
       "train_seconds": round(clock.train / side_by_side, 1),
       "total_seconds": round(clock.total / side_by_side, 1),
+      "start_seconds": dict(start_seconds or {}),
       "side_by_side": side_by_side,
       "devices": describe_devices(setup.mesh),
       "dtype": setup.dtype,

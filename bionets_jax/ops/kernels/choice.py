@@ -1,7 +1,7 @@
-"""Whether an operation runs as a kernel: by a switch, and by a table of shapes on which one was measured faster.
+"""Whether an operation runs as a kernel: by a switch, and by a table of shapes where one was measured faster.
 
-On other devices than NVIDIA GPUs the operations keep their XLA forms whatever is chosen: a choice is made when
-a function is traced, and decides what it compiles to on a GPU. Without derivative rules of our own
+On other devices than NVIDIA GPUs the operations keep their XLA forms whatever is chosen: a choice is made
+when a function is traced, and decides what it compiles to on a GPU. Without derivative rules of our own
 (`ops.plain_derivatives`) nothing is chosen, so that forward mode has JAX's rules to go by.
 """
 
@@ -17,11 +17,10 @@ from bionets_jax.ops.derivatives import own_rules
 
 MODES = ("auto", "on", "off", "interpret")
 
-# For each operation the shapes on which its kernel was faster than XLA's form, forward and backward together: `key`
-# of the shape -> smallest batch. Empty, because nothing was measured yet. On the GPU in question,
-#   python benchmarks/kernels.py
-# prints the lines that belong here.
-WINS: dict[str, dict[tuple, int]] = {"depthwise": {}, "normalize": {}, "grouped": {}, "ic": {}}
+# For each operation the shapes on which its kernel was faster than XLA's form, forward and backward together:
+# `key` of the shape -> smallest batch. Empty, because nothing was measured yet. On the GPU in question,
+# python benchmarks/kernels.py prints the lines that belong here.
+WINS: dict[str, dict[tuple, int]] = {"depthwise": {}, "product": {}, "normalize": {}, "grouped": {}, "ic": {}}
 
 _mode: contextvars.ContextVar[str] = contextvars.ContextVar("bionets_jax_gpu_kernels", default="auto")
 
@@ -36,9 +35,11 @@ def gpu_kernels(mode: str) -> Iterator[None]:
   It holds for what is traced within: a function that `jax.jit` has compiled before keeps what it has.
 
   Args:
-    mode: 'auto' (the default), kernels on GPUs for the shapes in `WINS`, where there is one device: XLA cannot
+    mode: 'auto' (the default), kernels on GPUs for the shapes in `WINS`, where there is one device: XLA
+    cannot
       divide a kernel among several, and would gather their parts of the batch; 'on', for all shapes that they
-      support; 'off', none; 'interpret', as 'on', but as JAX operations on any device, which is slow and for tests.
+      support; 'off', none; 'interpret', as 'on', but as JAX operations on any device, which is slow and for
+      tests.
 
   Raises:
     ValueError: on another mode.
@@ -53,7 +54,7 @@ def gpu_kernels(mode: str) -> Iterator[None]:
 
 
 def key(x: Any, *more: Any) -> tuple:
-  """What a shape is looked up by: dtype, all extents of x but the batch, and whatever else distinguishes it."""
+  """What a shape is looked up by: dtype, all extents of x but the batch, and what else distinguishes it."""
   return (str(x.dtype), *x.shape[1:], *more)
 
 

@@ -1,23 +1,25 @@
 """Depthwise filters and the AND of two of them on a GPU, each direction in one pass.
 
-Nothing here was measured; this is counted. E = N H W C elements of x and E' of the result, b bytes an element, k x k
-taps, f = 1 or 2 filters, strips of R rows of the result (4, fewer where taps are many), P programs that share the
-channels (at most 1536 over all of them):
+Nothing here was measured; this is counted. E = N H W C elements of x and E' of the result, b bytes an
+element, k x k taps, f = 1 or 2 filters, strips of R rows of the result (4, fewer where taps are many), P
+programs that share the channels (at most 1536 over all of them):
 
     forward    f k^2 E' MACs and E' products; (E + E') b bytes, read and written once each
-    backward   f k^2 (1 + (k - 1) / R) E' MACs for the responses again, f k^2 E for dx and f k^2 E' for the kernels;
-               (2 E + E') b bytes, and 4 P f k^2 C bytes of sums, written and read
+    backward   f k^2 (1 + (k - 1) / R) E' MACs for the responses again, f k^2 E for dx and f k^2 E'
+               for the kernels; (2 E + E') b bytes, and 4 P f k^2 C bytes of sums, written and read
 
-Compiled for compute capability 9.0 (Triton 3.9), f = 2 and k = 3 at stride 1 take 37 instructions for an element
-forward and 130 backward, of which 20 and 71 multiply or add, in 96 and 128 registers; 5 x 5 windows take up to 235;
-none spills. A H200 (132 multiprocessors of 128 lanes at 1.8 GHz, 4.8e12 bytes a second) is therefore expected at 60
-to 65 % of the memory's roofline forward in bfloat16 and about 30 % backward, where instructions are the limit.
-Autodiff of the shifted sums reads x and g once for each of 9 to 18 taps and writes f float32 cotangents between its
-passes.
+Compiled for compute capability 9.0 (Triton 3.9), f = 2 and k = 3 at stride 1 take 37 instructions for an
+element forward and 130 backward, of which 20 and 71 multiply or add, in 96 and 128 registers; 5 x 5 windows
+take up to 235; none spills. A H200 (132 multiprocessors of 128 lanes at 1.8 GHz, 4.8e12 bytes a second) is
+therefore expected at 60 to 65 % of the memory's roofline forward in bfloat16 and about 30 % backward, where
+instructions are the limit. Autodiff of the shifted sums reads x and g once for each of 9 to 18 taps and
+writes f float32 cotangents between its passes.
 """
 
 import functools
+import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +28,8 @@ from bionets_jax.ops.kernels import sweep, tile
 from bionets_jax.ops.padding import Pads
 
 _MOST_EXTENT = 5
-# Elements of a tile, with the rows of a strip (`plan`) the most that a thread has registers for: it holds the window,
-# and backward the cotangents and the sums, of 2 elements forward and 1 backward.
+# Elements of a tile, with the rows of a strip (`plan`) the most that a thread has registers for: it holds the
+# window, and backward the cotangents and the sums, of 2 elements forward and 1 backward.
 _FORWARD_TILE, _BACKWARD_TILE = 256, 128
 _TILE_CHANNELS = 32
 _WARPS = 4
@@ -39,8 +41,8 @@ def supports(
 ) -> bool:
   """Whether the functions below take these arguments; arrays or their shapes and dtypes.
 
-  Images, float32 or half precision, windows of up to 5 x 5 that are no smaller than their strides, no dilation,
-  less padding than the window has taps, and an image into which the window fits.
+  Images, float32 or half precision, windows of up to 5 x 5 that are no smaller than their strides, no
+  dilation, less padding than the window has taps, and an image into which the window fits.
   """
   if len(x.shape) != 4 or str(x.dtype) not in tile.DTYPES or kernel.shape[2:] != (1, x.shape[-1]):
     return False
@@ -83,13 +85,15 @@ def paired_depthwise_product(
 
 def paired_depthwise_normalize(
     x: jax.Array, kernel_a: jax.Array, kernel_b: jax.Array, *, strides: Sequence[int] = (1, 1),
-    padding: Pads = ((1, 1), (1, 1)), combine: str = "product", epsilon: float = 1e-5, interpret: bool = False,
+    padding: Pads = ((1, 1), (1, 1)), combine: str = "product", epsilon: float = 1e-5,
+    interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """`paired_depthwise_product`, and `ops.batch_normalize` of it without scale and bias.
 
   The kernel that writes the products adds up their moments as well, which saves a pass over them. In the
-  backward pass batch norm's derivative is a line in its cotangent and the product, whose coefficients two sums
-  give; the kernel computes the product again and puts it in, which saves writing that cotangent and reading it.
+  backward pass batch norm's derivative is a line in its cotangent and the product, whose coefficients two
+  sums give; the kernel computes the product again and puts it in, which saves writing that cotangent and
+  reading it.
 
   Args:
     x: (N, H, W, C).
@@ -100,7 +104,8 @@ def paired_depthwise_normalize(
     interpret: run the kernels as JAX operations, on any device.
 
   Returns:
-    (y, mean, var): y (N, *out, C) in the dtype of x; mean and biased variance of the products, (1, C) float32.
+    (y, mean, var): y (N, *out, C) in the dtype of x; mean and biased variance of the products, (1, C)
+    float32.
 
   Raises:
     ValueError: on what `supports` does not.
@@ -109,10 +114,16 @@ def paired_depthwise_normalize(
   return _normalize(x, kernels, _where(x, kernels, strides, padding, combine, interpret), epsilon)
 
 
-Where = tuple[tuple[int, ...], Pads, str, bool]
+class _Where(NamedTuple):
+  """The arguments that are no arrays."""
+
+  strides: tuple[int, ...]
+  padding: Pads
+  combine: str
+  interpret: bool
 
 
-def _where(x, kernels, strides, padding, combine, interpret) -> Where:
+def _where(x, kernels, strides, padding, combine, interpret) -> _Where:
   strides, padding = tuple(strides), tuple(map(tuple, padding))
   shapes = {kernel.shape for kernel in kernels}
   if len(shapes) > 1 or not supports(x, kernels[0], strides=strides, padding=padding):
@@ -121,7 +132,7 @@ def _where(x, kernels, strides, padding, combine, interpret) -> Where:
         f"{strides}, padding {padding}: see depthwise.supports")
   if combine not in (("product", "min") if len(kernels) == 2 else ("",)):
     raise ValueError(f"combine={combine!r}: give 'product' or 'min'")
-  return strides, padding, combine, interpret
+  return _Where(strides, padding, combine, interpret)
 
 
 def plan(x: jax.Array, kernel: jax.Array, filters: int, strides, padding: Pads, back: bool) -> sweep.Plan:
@@ -137,32 +148,45 @@ def plan(x: jax.Array, kernel: jax.Array, filters: int, strides, padding: Pads, 
   rows = -(-out[0] // -(-out[0] // most))
   channels = min(_TILE_CHANNELS, tile.power_of_two(x.shape[-1]))
   lanes = (_BACKWARD_TILE if back else _FORWARD_TILE) // channels
-  made = sweep.Plan(*x.shape, taps, strides, tuple(lo for lo, _ in padding), out, filters, rows, lanes, channels, 1)
+  low = tuple(lo for lo, _ in padding)
+  made = sweep.Plan(*x.shape, taps, strides, low, out, filters, rows, lanes, channels, 1)
   programs, blocks = made.grid
-  return made._replace(turns=max(1, programs * blocks // tile.PROGRAMS))
+  return made._replace(turns=min(programs, max(1, programs * blocks // tile.PROGRAMS)))
 
 
-def _run_forward(x, kernels, where: Where, moments: bool):
-  strides, padding, combine, interpret = where
+def filters(
+    x: jax.Array, kernels: tuple[jax.Array, ...], *, strides: tuple[int, ...], padding: Pads, combine: str,
+    interpret: bool, moments: bool = False,
+) -> tuple[jax.Array, ...]:
+  """(y,): one filter (`combine` is ''), or two; with `moments` also the sums of y and y^2, (2, C) float32.
+
+  Without a derivative of its own.
+  """
   made = plan(x, kernels[0], len(kernels), strides, padding, False)
   shape = (x.shape[0], *made.out, x.shape[-1])
-  results = [jax.ShapeDtypeStruct((_size(shape),), x.dtype)]
+  results = [jax.ShapeDtypeStruct((math.prod(shape),), x.dtype)]
   if moments:
     results.append(jax.ShapeDtypeStruct((made.grid[0] * 2 * made.channels,), jnp.float32))
-  p, *sums = tile.call(
+  y, *sums = tile.call(
       functools.partial(sweep.forward, made, combine, moments), _flat(x, *kernels), results, grid=made.grid,
       warps=_WARPS, interpret=interpret, name="depthwise_forward")
-  return p.reshape(shape), *(s.reshape(-1, 2, made.channels).sum(0) for s in sums)
+  return y.reshape(shape), *(s.reshape(-1, 2, made.channels).sum(0) for s in sums)
 
 
-def _run_backward(x, kernels, g, where: Where, line: jax.Array | None = None):
-  strides, padding, combine, interpret = where
+def gradients(
+    x: jax.Array, kernels: tuple[jax.Array, ...], g: jax.Array, line: jax.Array | None = None, *,
+    strides: tuple[int, ...], padding: Pads, combine: str, interpret: bool,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  """The gradients of `filters` with respect to x and kernels, for the cotangent g of y.
+
+  With `line`, (3, C) float32, that cotangent is line[0] g + line[1] y + line[2].
+  """
   made = plan(x, kernels[0], len(kernels), strides, padding, True)
   sums = (made.grid[0], len(kernels), *kernels[0].shape)
   dx, sums_of = tile.call(
       functools.partial(sweep.backward, made, combine, line is not None),
       _flat(x, g, *kernels, *(() if line is None else (line,))),
-      [jax.ShapeDtypeStruct((x.size,), x.dtype), jax.ShapeDtypeStruct((_size(sums),), jnp.float32)],
+      [jax.ShapeDtypeStruct((x.size,), x.dtype), jax.ShapeDtypeStruct((math.prod(sums),), jnp.float32)],
       grid=made.grid, warps=_WARPS, interpret=interpret, name="depthwise_backward")
   dkernels = sums_of.reshape(sums).sum(0)
   return dx.reshape(x.shape), tuple(d.astype(k.dtype) for d, k in zip(dkernels, kernels, strict=True))
@@ -172,13 +196,9 @@ def _flat(*arrays: jax.Array) -> list[jax.Array]:
   return [a.reshape(-1) for a in arrays]
 
 
-def _size(shape: Sequence[int]) -> int:
-  return functools.reduce(int.__mul__, shape, 1)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _filters(x, kernels, where):
-  return _run_forward(x, kernels, where, False)[0]
+  return filters(x, kernels, **where._asdict())[0]
 
 
 def _filters_forward(x, kernels, where):
@@ -186,7 +206,7 @@ def _filters_forward(x, kernels, where):
 
 
 def _filters_backward(where, saved, g):
-  return _run_backward(*saved, g, where)
+  return gradients(*saved, g, **where._asdict())
 
 
 _filters.defvjp(_filters_forward, _filters_backward)
@@ -198,7 +218,7 @@ def _normalize(x, kernels, where, epsilon):
 
 
 def _normalize_forward(x, kernels, where, epsilon):
-  p, sums = _run_forward(x, kernels, where, True)
+  p, sums = filters(x, kernels, moments=True, **where._asdict())
   # One pass over p; the difference can round below zero.
   mean, square = sums / (p.size // p.shape[-1])
   var = jnp.maximum(square - mean * mean, 0.0)
@@ -215,7 +235,8 @@ def _normalize_backward(where, epsilon, saved, cotangents):
   sum_g, sum_gp = wide.sum((0, 1, 2)), (wide * (p - mean)).sum((0, 1, 2))
   slope = (2 * dvar[0] - factor**3 * sum_gp) / n
   offset = (dmean[0] - factor * sum_g) / n
-  return _run_backward(x, kernels, g, where, jnp.stack([factor, slope, offset - slope * mean]))
+  line = jnp.stack([factor, slope, offset - slope * mean])
+  return gradients(x, kernels, g, line, **where._asdict())
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)

@@ -1,20 +1,21 @@
 """Grouped 1x1 convolution on a GPU, with its channels interleaved as they are written.
 
-Neighbouring groups are merged until a block has about 128 input channels; a program multiplies a tile of pixels by
-the block-diagonal matrix of a block on tensor cores, and writes the columns where the interleaving puts them: runs
-of as many neighbours as a block has groups.
+Neighbouring groups are merged until a block has about 128 input channels; a program multiplies a tile of
+pixels by the block-diagonal matrix of a block on tensor cores, and writes the columns where the interleaving
+puts them: runs of as many neighbours as a block has groups.
 
-Nothing here was measured; this is counted. T pixels, C channels in G groups, F features, m groups in a block, b
-bytes an element:
+Nothing here was measured; this is counted. T pixels, C channels in G groups, F features, m groups in a block,
+b bytes an element:
 
     forward    m T C F / G MACs (C F / G T of them are not with zeros); (C + F) T b bytes
     backward   the same MACs for dx and for the kernel's gradient; (2 C + 3 F) T b bytes: g is read twice
 
-A H200 has about 100 tensor-core MACs in bfloat16 for each byte that its memory moves. 1152 -> 320 in 64 groups
-(m = 7) needs 14, one dense product with a block-diagonal matrix 125, 480 -> 80 in 20 groups 9 and 34: the memory is
-the limit but for the largest dense ones, and a kernel can win what the interleaving costs (2 F T b bytes forward and
-as many backward, of (C + F) T b and (2 C + 3 F) T b) where XLA cannot fold it into a matrix. At most about 80 % of
-the memory's roofline is expected; the share of bytes that lie in runs shorter than 32 is lost to the memory's bursts.
+A H200 has about 100 tensor-core MACs in bfloat16 for each byte that its memory moves. 1152 -> 320 in 64
+groups (m = 7) needs 14, one dense product with a block-diagonal matrix 125, 480 -> 80 in 20 groups 9 and 34:
+the memory is the limit but for the largest dense ones, and a kernel can win what the interleaving costs (2 F
+T b bytes forward and as many backward, of (C + F) T b and (2 C + 3 F) T b) where XLA cannot fold it into a
+matrix. At most about 80 % of the memory's roofline is expected; the share of bytes that lie in runs shorter
+than 32 is lost to the memory's bursts.
 """
 
 import functools
@@ -64,10 +65,10 @@ def grouped_pointwise(
     ValueError: on what `supports` does not.
   """
   if not supports(x, kernel, groups=groups):
-    raise ValueError(f"no grouped kernel for {x.dtype} of {x.shape} with a kernel of {kernel.shape} in {groups} "
-                     "groups: see grouped.supports")
+    raise ValueError(f"no grouped kernel for {x.dtype} of {x.shape} with a kernel of {kernel.shape} in "
+                     f"{groups} groups: see grouped.supports")
   flat = x.reshape(-1, x.shape[-1])
-  y = _grouped(flat, kernel.astype(x.dtype), _layout(flat, kernel, groups, interleaved), interpret)
+  y = _grouped(flat, kernel.astype(x.dtype), groups, interleaved, interpret)
   return y.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
@@ -100,7 +101,8 @@ class Layout(NamedTuple):
   @property
   def matrix(self) -> tuple[int, int]:
     """Extents of one block's matrix: powers of two, at least 16, which a tensor core needs."""
-    return (max(16, tile.power_of_two(self.merge * self.rows)), max(16, tile.power_of_two(self.merge * self.part)))
+    rows, columns = self.merge * self.rows, self.merge * self.part
+    return max(16, tile.power_of_two(rows)), max(16, tile.power_of_two(columns))
 
 
 def _layout(x, kernel, groups: int, interleaved: bool) -> Layout:
@@ -110,7 +112,7 @@ def _layout(x, kernel, groups: int, interleaved: bool) -> Layout:
 
 
 def _matrices(kernel: jax.Array, layout: Layout) -> jax.Array:
-  """(blocks * parts * rows of a matrix, columns of it): the block-diagonal matrices, columns as they are written."""
+  """The block-diagonal matrices, (blocks * parts * rows, columns); columns in the order of writing."""
   at = layout
   full = kernel.reshape(at.rows, at.groups, at.columns)
   full = jnp.pad(full, ((0, 0), (0, at.blocks * at.merge - at.groups), (0, at.parts * at.part - at.columns)))
@@ -200,9 +202,10 @@ def _dx_kernel(layout: Layout, g_ref, matrix_ref, dx_ref):
 def _dmatrix_kernel(layout: Layout, turns: int, x_ref, g_ref, sums_ref):
   """Each program sums over `turns` tiles of pixels: (programs, blocks, parts, *matrix)."""
   block, part = tile.program_id(1) // layout.parts, tile.program_id(1) % layout.parts
+  first = tile.program_id(0) * turns
 
   def turn(number, total):
-    pixels = _pixels(layout, tile.program_id(0) * turns + number)
+    pixels = _pixels(layout, first + number)
     x = _load(x_ref, pixels, _inputs(layout, block), layout.groups * layout.rows)
     g = _load(g_ref, pixels, _outputs(layout, block, part), layout.groups * layout.columns)
     return total + _dot(x, g, (0, 0))
@@ -212,38 +215,53 @@ def _dmatrix_kernel(layout: Layout, turns: int, x_ref, g_ref, sums_ref):
   sums_ref[_whole(number, layout.matrix)] = total
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _grouped(x, kernel, layout, interpret):
-  features = layout.groups * layout.columns
+def product(
+    x: jax.Array, kernel: jax.Array, *, groups: int, interleaved: bool, interpret: bool
+) -> jax.Array:
+  """`grouped_pointwise` of (T, C), without a derivative of its own."""
+  layout = _layout(x, kernel, groups, interleaved)
   (y,) = tile.call(
       functools.partial(_forward_kernel, layout), [x.reshape(-1), _matrices(kernel, layout).reshape(-1)],
-      [jax.ShapeDtypeStruct((layout.pixels * features,), x.dtype)], grid=(-(-layout.pixels // _PIXELS), layout.blocks),
-      warps=_WARPS, interpret=interpret, name="grouped_forward")
-  return y.reshape(-1, features)
+      [jax.ShapeDtypeStruct((layout.pixels * kernel.shape[1],), x.dtype)],
+      grid=(-(-layout.pixels // _PIXELS), layout.blocks), warps=_WARPS, interpret=interpret,
+      name="grouped_forward")
+  return y.reshape(-1, kernel.shape[1])
 
 
-def _grouped_forward(x, kernel, layout, interpret):
-  return _grouped(x, kernel, layout, interpret), (x, kernel)
-
-
-def _grouped_backward(layout, interpret, saved, g):
-  x, kernel = saved
+def gradients(
+    x: jax.Array, kernel: jax.Array, g: jax.Array, *, groups: int, interleaved: bool, interpret: bool
+) -> tuple[jax.Array, jax.Array]:
+  """The gradients of `product` with respect to x and kernel."""
+  layout = _layout(x, kernel, groups, interleaved)
   matrices, pull = jax.vjp(lambda kernel: _matrices(kernel, layout), kernel.astype(jnp.float32))
   tiles = -(-layout.pixels // _PIXELS)
   (dx,) = tile.call(
       functools.partial(_dx_kernel, layout), [g.reshape(-1), matrices.astype(x.dtype).reshape(-1)],
-      [jax.ShapeDtypeStruct((x.size,), x.dtype)], grid=(tiles, layout.blocks), warps=_WARPS, interpret=interpret,
-      name="grouped_dx")
+      [jax.ShapeDtypeStruct((x.size,), x.dtype)], grid=(tiles, layout.blocks), warps=_WARPS,
+      interpret=interpret, name="grouped_dx")
   # A program for several tiles of pixels: its sums are as large as a matrix.
   products = layout.blocks * layout.parts
   turns = max(1, -(-tiles * products // tile.PROGRAMS))
   programs = -(-tiles // turns)
   (sums,) = tile.call(
       functools.partial(_dmatrix_kernel, layout, turns), [x.reshape(-1), g.reshape(-1)],
-      [jax.ShapeDtypeStruct((programs * matrices.size,), jnp.float32)], grid=(programs, products), warps=_WARPS,
-      interpret=interpret, name="grouped_dkernel")
+      [jax.ShapeDtypeStruct((programs * matrices.size,), jnp.float32)], grid=(programs, products),
+      warps=_WARPS, interpret=interpret, name="grouped_dkernel")
   (dkernel,) = pull(sums.reshape(programs, *matrices.shape).sum(0))
   return dx.reshape(x.shape), dkernel.astype(kernel.dtype)
 
 
-_grouped.defvjp(_grouped_forward, _grouped_backward)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _grouped(x, kernel, groups, interleaved, interpret):
+  return product(x, kernel, groups=groups, interleaved=interleaved, interpret=interpret)
+
+
+def _forward(x, kernel, groups, interleaved, interpret):
+  return _grouped(x, kernel, groups, interleaved, interpret), (x, kernel)
+
+
+def _backward(groups, interleaved, interpret, saved, g):
+  return gradients(*saved, g, groups=groups, interleaved=interleaved, interpret=interpret)
+
+
+_grouped.defvjp(_forward, _backward)

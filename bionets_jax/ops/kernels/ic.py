@@ -1,22 +1,24 @@
 """The IC convolution on a GPU: the box sum, its product with W' and the hinge in one pass.
 
-u = W * x stays the library's convolution. The kernel makes v from x: a tile of box sums at a time, which never
-leaves the chip, times W' on tensor cores; the hinge joins v to u before it writes y. Backward, where the box keeps the
-shape, the same kernel sums the windows of v's cotangent, multiplies them by W' transposed, and adds dx.
+u = W * x stays the library's convolution. The kernel makes v from x: a tile of box sums at a time, which
+never leaves the chip, times W' on tensor cores; the hinge joins v to u before it writes y. Backward, where
+the box keeps the shape, the same kernel sums the windows of v's cotangent, multiplies them by W' transposed,
+and adds dx.
 
-Nothing here was measured; this is counted. E = N H W C elements of x, E' of the result with F features, k x k
-window, b bytes an element; all of it beside the convolution:
+Nothing here was measured; this is counted. E = N H W C elements of x, E' of the result with F features,
+S = E' C / F box sums, k x k window, b bytes an element; all of it beside the convolution and W's gradient:
 
-    forward    F E' / F' C MACs for W' (C for each of E') and k^2 - 1 additions for each of C E' / F box sums,
-               once for each 128 features; (E + 2 E') b bytes (x, u, y), and E' for the hinge's mask or E' b
-    backward   the same with C and F exchanged; (E' + 2 E) b bytes (v's cotangent, dx in and out), E b for the
-               summed cotangent that the gradient of W' needs
+    forward    C E' MACs, and (k^2 - 1) S additions for each 128 features;
+               (E + 2 E') b bytes (x, u, y), and E' for the hinge's mask or, with alpha, E' b
+    backward   C E' MACs, and (k^2 - 1) E' additions for each 128 channels;
+               2 (E + E') b bytes (v's cotangent and its box sums, dx in and out)
 
-XLA's form, a reduction window, a product and a fused hinge, moves (3 E + 4 E') b forward (box sums and v are written
-and read), (3 E' + 5 E) b backward. With C = F the kernel moves about 3/7 and 4/8 of it. k^2 loads for each box sum
-come from the first-level cache: at k = 3 in bfloat16 about 40 instructions an element, so that with C = F = 64 a
-H200 (see `depthwise`) is expected at about half of the memory's roofline. Of a layer in ResNet-50, whose convolution
-takes 9 times the MACs, that is a small part: the kernel of the three that gains least.
+XLA's form, reduction windows, a product and a fused hinge or sum, moves (E + 2 S + 4 E') b forward and (4 E +
+3 E') b backward: with C = F and stride 1 the kernel moves 3 / 7 and 4 / 7 of it. Compiled for compute
+capability 9.0 (Triton 3.9), a box sum takes 37 instructions at k = 3 in bfloat16, so that with C = F = 64 a
+H200 (see `depthwise`) is expected at 60 to 70 % of the memory's roofline, and at less where features are more
+than 128. Of a layer in ResNet-50, whose convolution takes 9 times the MACs, all of this is a small part: of
+the kernels this one gains least.
 """
 
 import functools
@@ -94,8 +96,8 @@ def ic_conv(
   strides = tuple(strides)
   pads = explicit_padding(padding, x.shape[1:-1], kernel.shape[:-2], strides)
   if not supports(x, kernel, adjust, strides=strides, padding=pads):
-    raise ValueError(f"no IC kernel for {x.dtype} of {x.shape} with kernels of {kernel.shape} and {adjust.shape}, "
-                     f"strides {strides}, padding {pads}: see ic.supports")
+    raise ValueError(f"no IC kernel for {x.dtype} of {x.shape} with kernels of {kernel.shape} and "
+                     f"{adjust.shape}, strides {strides}, padding {pads}: see ic.supports")
   hinge = {"inner_bias": inner_bias, "outer_bias": outer_bias}
   # Only where alpha = 1 is there no gradient, and a mask in place of the gap.
   if not (isinstance(alpha, float | int) and alpha == 1):
@@ -112,7 +114,7 @@ class _Where(NamedTuple):
 
 
 class _Plan(NamedTuple):
-  """Shapes, and the extents of a tile; all but the first five are integers of a window or of the image."""
+  """Shapes, per axis of the image from `window` on."""
 
   batch: int
   height: int
@@ -143,7 +145,15 @@ def _plan(x, window, features: int, strides, padding: Pads) -> _Plan:
                _out(x.shape, window, strides, padding)[1:])
 
 
-def _box_product(plan: _Plan, x_ref: Any, matrix_ref: Any, pixel, real_pixel, sums_ref: Any = None) -> jax.Array:
+def _features(plan: _Plan) -> jax.Array:
+  """(1, tile_features): the features of this program's tile."""
+  first = tile.program_id(1) * plan.tile_features
+  return first + lax.broadcasted_iota(jnp.int32, (1, plan.tile_features), 1)
+
+
+def _box_product(
+    plan: _Plan, x_ref: Any, matrix_ref: Any, pixel: jax.Array, real_pixel: jax.Array, sums_ref: Any = None
+) -> jax.Array:
   """(pixels, tile_features): the box sums of x at these pixels times a (channels, features) matrix.
 
   The first program of each tile of pixels writes the box sums to `sums_ref`.
@@ -152,13 +162,15 @@ def _box_product(plan: _Plan, x_ref: Any, matrix_ref: Any, pixel, real_pixel, su
   image = pixel // (plan.out[0] * plan.out[1])
   top, left = row * plan.strides[0] - plan.low[0], column * plan.strides[1] - plan.low[1]
   start = ((image * plan.height + top) * plan.width + left) * plan.channels
-  feature = tile.program_id(1) * plan.tile_features + lax.broadcasted_iota(jnp.int32, (1, plan.tile_features), 1)
+  feature = _features(plan)
+  writes = tile.program_id(1) == 0
 
   def part(number, total):
     channel = number * _CHANNELS + lax.broadcasted_iota(jnp.int32, (1, _CHANNELS), 1)
     real = real_pixel & (channel < plan.channels)
 
-    # A loop in the program too: unrolled, the compiler moves every tap to where the product wants its operand.
+    # A loop in the program too: unrolled, the compiler moves every tap to where the product wants its
+    # operand.
     def add_row(i, box):
       in_rows = real & (top >= -i) & (top < plan.height - i)
       for j in range(plan.window[1]):
@@ -166,9 +178,10 @@ def _box_product(plan: _Plan, x_ref: Any, matrix_ref: Any, pixel, real_pixel, su
         box = box + tile.load(x_ref, (start + (i * plan.width + j) * plan.channels + channel,), inside)
       return box
 
-    box = tile.steps(plan.window[0], jnp.zeros((_PIXELS, _CHANNELS), jnp.float32), add_row).astype(x_ref.dtype)
+    box = tile.steps(plan.window[0], jnp.zeros((_PIXELS, _CHANNELS), jnp.float32), add_row)
+    box = box.astype(x_ref.dtype)
     if sums_ref is not None:
-      tile.store(sums_ref, (pixel * plan.channels + channel,), box, real & (tile.program_id(1) == 0))
+      tile.store(sums_ref, (pixel * plan.channels + channel,), box, real & writes)
     across = number * _CHANNELS + lax.broadcasted_iota(jnp.int32, (_CHANNELS, 1), 0)
     matrix = tile.load(matrix_ref, (across * plan.features + feature,),
                        (across < plan.channels) & (feature < plan.features))
@@ -179,10 +192,10 @@ def _box_product(plan: _Plan, x_ref: Any, matrix_ref: Any, pixel, real_pixel, su
 
 
 def _results(plan: _Plan):
-  """((pixel, there is such a one), (index, mask) of a tile of results, its features as the first of these)."""
+  """((pixel, there is such a one), (index, mask) of a tile of results, (feature, there is such a one))."""
   pixel = tile.program_id(0) * _PIXELS + lax.broadcasted_iota(jnp.int32, (_PIXELS, 1), 0)
   real_pixel = pixel < plan.batch * plan.out[0] * plan.out[1]
-  feature = tile.program_id(1) * plan.tile_features + lax.broadcasted_iota(jnp.int32, (1, plan.tile_features), 1)
+  feature = _features(plan)
   real = feature < plan.features
   return (pixel, real_pixel), ((pixel * plan.features + feature,), real_pixel & real), (feature, real)
 
@@ -201,7 +214,7 @@ def _forward_kernel(plan: _Plan, names: tuple[str, ...], *refs: Any) -> None:
 
 
 def _backward_kernel(plan: _Plan, dv_ref, matrix_ref, dx_ref, sum_ref, sums_ref) -> None:
-  """v's cotangent, W' transposed and dx -> dx and what came through the box; and the box sums of the first."""
+  """v's cotangent, W' transposed, dx -> dx and what came through the box; the box sums of the first."""
   pixels, (index, mask), _ = _results(plan)
   through = _box_product(plan, dv_ref, matrix_ref, *pixels, sums_ref)
   tile.store(sum_ref, index, tile.load(dx_ref, index, mask) + through, mask)
@@ -218,16 +231,47 @@ def _linear(x, kernel, where: _Where) -> jax.Array:
 
 def _ic_forward(x, kernel, adjust, hinge, where: _Where):
   u = _linear(x, kernel, where)
+  y, kept = hinge_on_box(
+      x, adjust, u, hinge, window=kernel.shape[:2], strides=where.strides, padding=where.padding,
+      interpret=where.interpret)
+  return y, (x, kernel, adjust, hinge, kept)
+
+
+def hinge_on_box(
+    x: jax.Array, adjust: jax.Array, u: jax.Array, hinge: dict[str, jax.Array], *, window: Sequence[int],
+    strides: Sequence[int], padding: Pads, interpret: bool,
+) -> tuple[jax.Array, jax.Array]:
+  """`ops.ic_combine(u, v, **hinge)` with v made from x, and what its derivative keeps.
+
+  That is u - v + b1 with alpha, and without whether it is positive, int8. Without a derivative of its own.
+  """
   features = u.shape[-1]
-  plan = _plan(x, kernel.shape[:2], features, where.strides, where.padding)
+  plan = _plan(x, window, features, strides, padding)
   arrays = [jnp.broadcast_to(value, (features,)) for value in hinge.values()]
   y, kept = tile.call(
       functools.partial(_forward_kernel, plan, tuple(hinge)),
       [x.reshape(-1), adjust.reshape(-1), u.reshape(-1), *arrays],
       [jax.ShapeDtypeStruct((u.size,), u.dtype),
        jax.ShapeDtypeStruct((u.size,), u.dtype if "alpha" in hinge else jnp.int8)],
-      grid=plan.grid, warps=_WARPS, interpret=where.interpret, name="ic_forward")
-  return y.reshape(u.shape), (x, kernel, adjust, hinge, kept.reshape(u.shape))
+      grid=plan.grid, warps=_WARPS, interpret=interpret, name="ic_forward")
+  return y.reshape(u.shape), kept.reshape(u.shape)
+
+
+def add_through_box(
+    dv: jax.Array, adjust: jax.Array, dx: jax.Array, *, window: Sequence[int], padding: Pads, interpret: bool
+) -> tuple[jax.Array, jax.Array]:
+  """(dx and what comes from dv, v's cotangent, through W' and the box; the transposed box's sums of dv).
+
+  For stride 1 and a box that keeps the shape: its transpose is a box then, padded the other way. Without a
+  derivative of its own.
+  """
+  turned = tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(window, padding, strict=True))
+  plan = _plan(dv, window, dx.shape[-1], (1, 1), turned)
+  total, sums = tile.call(
+      functools.partial(_backward_kernel, plan), [dv.reshape(-1), adjust.T.reshape(-1), dx.reshape(-1)],
+      [jax.ShapeDtypeStruct((dx.size,), dx.dtype), jax.ShapeDtypeStruct((dv.size,), dv.dtype)],
+      grid=plan.grid, warps=_WARPS, interpret=interpret, name="ic_backward")
+  return total.reshape(dx.shape), sums.reshape(dv.shape)
 
 
 def _ic_backward(where: _Where, saved, g: jax.Array):
@@ -240,24 +284,18 @@ def _ic_backward(where: _Where, saved, g: jax.Array):
   du, dv, dhinge = pull(g)
   _, pull = jax.vjp(lambda x, kernel: _linear(x, kernel, where), x, kernel)
   dx, dkernel = pull(du)
-  flat = x.reshape(-1, x.shape[-1])
+  window = kernel.shape[:2]
+
+  def weigh(s, adjust):
+    return jnp.dot(s.reshape(-1, s.shape[-1]), adjust).reshape(*s.shape[:-1], -1)
+
   if where.strides == (1, 1) and dv.shape[:-1] == x.shape[:-1]:
-    # The box and W' can change places, and the transpose of the box is a box, padded the other way.
-    window = kernel.shape[:2]
-    turned = tuple((k - 1 - lo, k - 1 - hi) for k, (lo, hi) in zip(window, where.padding, strict=True))
-    plan = _plan(dv, window, x.shape[-1], (1, 1), turned)
-    dx, dz = tile.call(
-        functools.partial(_backward_kernel, plan),
-        [dv.reshape(-1), adjust.T.reshape(-1), dx.reshape(-1)],
-        [jax.ShapeDtypeStruct((x.size,), x.dtype), jax.ShapeDtypeStruct((dv.size,), dv.dtype)],
-        grid=plan.grid, warps=_WARPS, interpret=where.interpret, name="ic_backward")
-    _, pull = jax.vjp(lambda adjust: jnp.dot(flat, adjust), adjust)
-    (dadjust,) = pull(dz.reshape(-1, dv.shape[-1]))
-    return dx.reshape(x.shape), dkernel, dadjust, dhinge
-  s, pull_box = jax.vjp(lambda x: box_sum(
-      x, kernel.shape[:2], strides=where.strides, padding=where.padding), x)
-  _, pull = jax.vjp(lambda s, adjust: jnp.dot(s.reshape(-1, s.shape[-1]), adjust), s, adjust)
-  ds, dadjust = pull(dv.reshape(-1, dv.shape[-1]))
+    dx, dz = add_through_box(dv, adjust, dx, window=window, padding=where.padding, interpret=where.interpret)
+    _, pull = jax.vjp(lambda adjust: weigh(x, adjust), adjust)
+    return dx, dkernel, *pull(dz), dhinge
+  s, pull_box = jax.vjp(lambda x: box_sum(x, window, strides=where.strides, padding=where.padding), x)
+  _, pull = jax.vjp(weigh, s, adjust)
+  ds, dadjust = pull(dv)
   return dx + pull_box(ds)[0], dkernel, dadjust, dhinge
 
 

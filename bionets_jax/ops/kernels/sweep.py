@@ -6,7 +6,7 @@ strip. Shifts along rows and columns are other variables, not other threads: not
 threads before the sums over lanes at the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
     return -(-tiles // self.turns), -(-self.channels // self.tile_channels)
 
   def reach(self, axis: int, owned: int) -> tuple[int, int]:
-    """The results, first and last, relative to the strip's own, that its `owned` results' inputs took part in."""
+    """First and last result, relative to the strip's own, that the inputs of its `owned` have a part in."""
     stride, low = self.strides[axis], self.low[axis]
     return -((self.taps[axis] - 1 - low) // stride), (stride * owned - 1 + low) // stride
 
@@ -71,14 +71,20 @@ class _Tile(NamedTuple):
 
 
 def _channels(plan: Plan) -> tuple[jax.Array, jax.Array]:
-  channel = tile.program_id(1) * plan.tile_channels + lax.broadcasted_iota(jnp.int32, (1, plan.tile_channels), 1)
+  first = tile.program_id(1) * plan.tile_channels
+  channel = first + lax.broadcasted_iota(jnp.int32, (1, plan.tile_channels), 1)
   return channel, channel < plan.channels
 
 
-def _tile(plan: Plan, turn: jax.Array) -> _Tile:
-  number = tile.program_id(0) * plan.turns + turn
-  lane = number * plan.lanes + lax.broadcasted_iota(jnp.int32, (plan.lanes, 1), 0)
-  return _Tile(lane // plan.strips, lane % plan.strips, lane < plan.batch * plan.strips, *_channels(plan))
+def _tiles(plan: Plan) -> Callable[[jax.Array], _Tile]:
+  """What makes this program's tile of a turn: in a loop the interpreter knows no program's number."""
+  first, channels = tile.program_id(0) * plan.turns, _channels(plan)
+
+  def make(turn):
+    lane = (first + turn) * plan.lanes + lax.broadcasted_iota(jnp.int32, (plan.lanes, 1), 0)
+    return _Tile(lane // plan.strips, lane % plan.strips, lane < plan.batch * plan.strips, *channels)
+
+  return make
 
 
 class _Image(NamedTuple):
@@ -165,12 +171,12 @@ def forward(plan: Plan, combine: str, moments: bool, *refs: Any) -> None:
   """x, kernels -> p; with `moments` also the sums of p and of p^2 of each program, (programs, 2, C)."""
   x_ref, *refs = refs
   kernel_refs, p_ref, sums_ref = refs[:plan.filters], refs[plan.filters], refs[-1]
-  weights = _weights(kernel_refs, plan)
+  weights, tiles = _weights(kernel_refs, plan), _tiles(plan)
   (down, right), (height, width) = plan.strides, plan.taps
   rows = range(down * (plan.rows - 1) + height)
 
   def turn(number, sums):
-    at = _tile(plan, number)
+    at = tiles(number)
     first = at.strip * plan.rows
     x = _Image.of(x_ref, plan.height, plan.width, plan.channels, first * down - plan.low[0], at)
     p = _Image.of(p_ref, *plan.out, plan.channels, first, at)
@@ -200,13 +206,14 @@ def forward(plan: Plan, combine: str, moments: bool, *refs: Any) -> None:
 def backward(plan: Plan, combine: str, line: bool, *refs: Any) -> None:
   """x, g, kernels -> dx and the kernels' gradients, summed in each program: (programs, filters, taps, C).
 
-  With `line` a flat (3, C) array follows the kernels, and the cotangent is line[0] g + line[1] p + line[2].
-  A strip owns the rows of x that its rows of the result begin at. It computes again all responses that they
-  have a part in, its neighbours' too, and adds up the kernels' gradients for its own rows of the result alone.
+  With `line` a flat (3, C) array follows the kernels, and the cotangent is line[0] g + line[1] p + line[2]. A
+  strip owns the rows of x that its rows of the result begin at. It computes again all responses that they
+  have a part in, its neighbours' too, and adds up the kernels' gradients for its own rows of the result
+  alone.
   """
   x_ref, g_ref, *refs = refs
   kernel_refs, dx_ref, sums_ref = refs[:plan.filters], refs[-2], refs[-1]
-  weights = _weights(kernel_refs, plan)
+  weights, tiles = _weights(kernel_refs, plan), _tiles(plan)
   channel, real = _channels(plan)
   coefficients = [tile.load(refs[plan.filters], (i * plan.channels + channel,), real)
                   for i in range(3)] if line else None
@@ -217,7 +224,7 @@ def backward(plan: Plan, combine: str, line: bool, *refs: Any) -> None:
   columns = max(-(-plan.width // right), plan.out[1] - ahead)
 
   def turn(number, sums):
-    at = _tile(plan, number)
+    at = tiles(number)
     first = at.strip * plan.rows
     x = _Image.of(x_ref, plan.height, plan.width, plan.channels, (first + above) * down - plan.low[0], at)
     g = _Image.of(g_ref, *plan.out, plan.channels, first, at)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 DTYPES = ("float32", "bfloat16", "float16")
-# Programs that a grid is cut into where each of them writes partial sums: some for every multiprocessor of the
-# largest GPUs (132 to 148), several times over, so that the last ones to end do not leave the others waiting.
+# Programs that a grid is cut into where each of them writes partial sums: some for every multiprocessor of
+# the largest GPUs (132 to 148), several times over, so that the last ones to end do not leave the others
+# waiting.
 PROGRAMS = 1536
 # Offsets are 32-bit integers.
 _MOST_ELEMENTS = 2**31 - 1

@@ -1,0 +1,119 @@
+"""A run's programs as they are compiled: for one run or several, donated, over the mesh."""
+
+import concurrent.futures
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from bionets_jax.training.checkpoints import abstract_like
+from bionets_jax.training.devices import replicated
+from bionets_jax.training.setup import Setup
+from bionets_jax.training.side_by_side import over_runs
+from bionets_jax.training.state import make_train_step
+
+
+def jit_init(setup: Setup) -> Callable[..., Any]:
+  """(rng, inherited) -> the state before the first step, on every device."""
+  # It runs once: on a CPU optimising its machine code takes three quarters of its time, and gains none back.
+  options = {"xla_backend_optimization_level": 0} if _on_cpu(setup) else None
+  return jax.jit(setup.init, out_shardings=replicated(setup.mesh), compiler_options=options)
+
+
+def jit_train_step(
+    config: ml_collections.ConfigDict, setup: Setup, *, one_teacher: bool = True
+) -> Callable[..., Any]:
+  """(state, frozen, batches of the runs, seeds of the runs) -> (state, metrics), jitted over the mesh.
+
+  The state is donated: the new one takes its place in memory.
+
+  Args:
+    config, setup: of the first run.
+    one_teacher: whether all runs share `frozen`; else it is stacked.
+  """
+  def train_step(state, frozen, batch, seed):
+    return make_train_step(
+        setup.task, setup.optimizer, seed=seed, accumulate=config.accumulate,
+        ema_decay=config.ema_decay, unroll=_on_cpu(setup),
+    )(state, frozen, batch)
+
+  everywhere = replicated(setup.mesh)
+  options = None
+  if config.remat and _on_cpu(setup):
+    # XLA:CPU of jax 0.10 takes the barriers around what is computed again away before it looks for common
+    # subexpressions: it finds them, and keeps everything after all.
+    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+  return jax.jit(
+      over_runs(train_step, (0, None if one_teacher else 0, 0, 0)), donate_argnums=0,
+      out_shardings=(everywhere, everywhere), compiler_options=options)
+
+
+def compile_ahead(
+    config: ml_collections.ConfigDict, setup: Setup, state: Any, frozen: Any, seeds: list[Any], *,
+    one_teacher: bool,
+) -> Mapping[int, concurrent.futures.Future]:
+  """Has the training step compiled in threads.
+
+  Args:
+    config, setup: of the first run.
+    state: of one run, as shapes.
+    frozen: what all runs share, or stacked; arrays or shapes.
+    seeds: of each run, likewise.
+    one_teacher: see `jit_train_step`.
+
+  Returns:
+    For each size of a batch the compiled step, to come.
+  """
+  count = len(seeds)
+  state, frozen, seeds = (abstract_like(tree) for tree in (stack_abstract(state, count), frozen, seeds))
+  step = jit_train_step(config, setup, one_teacher=one_teacher)
+  sizes = setup.pipeline.batch_sizes()
+  pool = concurrent.futures.ThreadPoolExecutor(len(sizes))
+  found = {size: pool.submit(step.lower(state, frozen, [abstract_batch(setup, size)] * count, seeds).compile)
+           for size in sizes}
+  pool.shutdown(wait=False)
+  return found
+
+
+def compile_from_shapes(config: ml_collections.ConfigDict, setup: Setup, size: int) -> Any:
+  """The compiled training step of one run for batches of `size` images, made without any array."""
+  everywhere = replicated(setup.mesh)
+  frozen, seed = (jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+      jax.eval_shape(lambda x: x, tree)) for tree in (setup.task.frozen, np.uint32(config.seed)))
+  step = jit_train_step(config, setup)
+  return step.lower(abstract_state(setup), frozen, [abstract_batch(setup, size)], [seed]).compile()
+
+
+def stack_abstract(state: Any, count: int) -> Any:
+  """What `side_by_side.stack` makes of `count` states, as shapes."""
+  if count == 1:
+    return state
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=x.sharding), state)
+
+
+def abstract_batch(setup: Setup, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """A training batch of `size` images as shapes, split over the mesh."""
+  split = NamedSharding(setup.mesh, PartitionSpec("data"))
+  return {
+      "image": jax.ShapeDtypeStruct((size, *setup.pipeline.image_shape), np.uint8, sharding=split),
+      "label": jax.ShapeDtypeStruct((size,), np.int32, sharding=split)}
+
+
+def abstract_state(setup: Setup) -> Any:
+  """The state before the first step as shapes, on every device."""
+  everywhere = replicated(setup.mesh)
+  shapes = jax.eval_shape(setup.init, jax.random.key(0), setup.inherited)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
+
+
+def out_of_memory(error: Exception) -> bool:
+  """Whether XLA refused a program because the device is too small for it."""
+  return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _on_cpu(setup: Setup) -> bool:
+  return setup.mesh.devices.flat[0].platform == "cpu"

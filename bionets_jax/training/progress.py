@@ -1,0 +1,96 @@
+"""The log of a training loop: means over the steps since the last line, and how fast they were."""
+
+import collections
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from bionets_jax.training.clock import Clock, readable, readable_rate
+from bionets_jax.training.stalls import WorkerAdvice
+from bionets_jax.training.summary import show
+from bionets_jax.training.utilization import Utilization
+
+
+class Averages:
+  """Means over the steps since the last log line."""
+
+  def __init__(self):
+    self._sums: dict[str, float] = collections.defaultdict(float)
+
+  def take(self) -> dict[str, float]:
+    sums = self._sums
+    count = sums.pop("count")
+    self._sums = collections.defaultdict(float)
+    return {name: value / count for name, value in sums.items()}
+
+  def add(self, step: int, metrics: dict[str, Any], run: Any) -> None:
+    """Adds the sums of a step.
+
+    Raises:
+      FloatingPointError: if the loss or the gradient of the run is not finite.
+    """
+    if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
+      checkpoint = run.checkpoints.latest_step()
+      kept = "none was saved yet" if checkpoint is None else f"the last good one is of step {checkpoint}"
+      raise FloatingPointError(
+          f"{run.workdir}: the loss is {metrics['loss'] / metrics['count']} at step {step} (gradient norm "
+          f"{metrics['grad_norm'] / metrics['count']:.3g}); no checkpoint was written of it, {kept}. "
+          f"A smaller config.schedule.lr (now {run.config.schedule.lr}) or a config.schedule.warmup "
+          "often helps; a run of another config needs another --workdir")
+    for name, value in metrics.items():
+      self._sums[name] += float(value)
+
+
+class Progress:
+  """Writes and says a line of the log.
+
+  Attributes:
+    once: further values that the next line of metrics.jsonl is to have.
+  """
+
+  def __init__(self, runs: Sequence[Any], clock: Clock, say: Callable[[str], None]):
+    """
+    Args:
+      runs: those that are made together, with `setup`, `averages` and `writer`.
+      clock: of all of them.
+      say: where the lines go.
+    """
+    self.once: dict[str, float] = {}
+    self._runs, self._clock, self._say = runs, clock, say
+    self._setup = runs[0].setup
+    # All of them now: each by itself would be a program on the device, which waits for the steps before it.
+    rates = jax.jit(jax.vmap(self._setup.schedule))
+    self._learning_rates = np.asarray(rates(np.arange(self._setup.total_steps))).tolist()
+    self._utilization = Utilization(self._setup)
+    pipeline = self._setup.pipeline
+    self._advice = WorkerAdvice(0 if pipeline.resident else len(runs) * pipeline.readers)
+    say(self._utilization.describe())
+
+  def log(self, step: int) -> None:
+    """The line of `step`: means over the steps since the last one."""
+    setup, rates = self._setup, self._clock.rates()
+    left = rates["seconds_per_step"] * (setup.total_steps - step)
+    epoch = step / setup.pipeline.steps_per_epoch
+    rate = self._learning_rates[step - 1]
+    images = rates["images_per_second"]
+    share = self._utilization.share(images)
+    found = [run.averages.take() for run in self._runs]
+    for run, values in zip(self._runs, found, strict=True):
+      run.writer.write(step, epoch, {f"train/{k}": v for k, v in values.items()} | {
+          "train/learning_rate": rate, "time/images_per_second": images, "time/mfu": share,
+          "time/data_wait": rates["data_wait"], "time/train_seconds": self._clock.train} | self.once)
+    self.once = {}
+    mean = mean_of_runs(found)
+    shown = {k: mean[k] for k in ("loss", "top1_error", "distillation", "alpha") if k in mean}
+    self._say(f"step {step:>6}  epoch {epoch:6.2f}  train {show(shown)}  lr {rate:.3g}  "
+              f"{readable_rate(images)} img/s  MFU {100 * share:.1f} %  "
+              f"data wait {100 * rates['data_wait']:.0f} %  left {readable(left)}")
+    if advice := self._advice.of(rates):
+      self._say(advice)
+
+
+def mean_of_runs(of: Sequence[dict[str, float]]) -> dict[str, float]:
+  """Of several runs' metrics, for the console."""
+  return {name: sum(values[name] for values in of) / len(of) for name in of[0] if name != "step"}
