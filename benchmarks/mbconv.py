@@ -32,6 +32,7 @@ from twins import DEVICE, torch
 from bionets_jax.layers import BatchNorm
 from bionets_jax.models import create_model
 from bionets_jax.models.efficientnet import MBConv
+from bionets_jax.ops import compiler_options
 from bionets_jax.weights import Preprocessing
 
 EXPAND = 6
@@ -151,7 +152,8 @@ class OurBlock:
       y, pull, rest = jax.vjp(lambda x, params: apply(x, params, rest), x, params, has_aux=True)
       return y, pull(g), rest
 
-    forward, backward = jax.jit(apply), jax.jit(gradients)
+    options = dict(compiler_options=compiler_options())
+    forward, backward = jax.jit(apply, **options), jax.jit(gradients, **options)
     self.forward = lambda: forward(*arguments)
     self.backward = lambda: backward(*arguments, g)
 

@@ -122,13 +122,13 @@ def ours(function, arrays, mode):
   """A call without arguments of a JAX function of arrays, or of its gradients for a fixed cotangent."""
   x = [jnp.asarray(a) for a in arrays]
   if mode == "forward":
-    run = jax.jit(lambda *x: [function(*x)])
+    run = jax.jit(lambda *x: [function(*x)], compiler_options=ops.compiler_options())
     return lambda: run(*x)
   g = jnp.asarray(cotangent(jax.eval_shape(function, *x).shape))
   def both(g, *x):  # the output too, or the forward pass of a linear layer would not be made at all
     y, pull = jax.vjp(function, *x)
     return [y, *pull(g)]
-  run = jax.jit(both)
+  run = jax.jit(both, compiler_options=ops.compiler_options())
   return lambda: run(g, *x)
 
 

@@ -13,6 +13,7 @@ from bionets_jax.evaluate import robustness
 from bionets_jax.evaluate.examples import Annotated, Examples, check_classes, file_stem
 from bionets_jax.evaluate.network import Weights, make_task, read_weights
 from bionets_jax.evaluate.real_labels import RealLabels, RealTask, read_real_labels, real_error
+from bionets_jax.ops import compiler_options
 from bionets_jax.training import evaluation
 from bionets_jax.training.devices import describe_devices, make_mesh, replicated
 from bionets_jax.training.side_by_side import over_runs
@@ -147,7 +148,7 @@ def _clean(task, variables, examples, levels, options, say) -> dict[str, Any]:
     labels.rows(examples.rows(0)[:1])  # whether these are its images, before anything is computed
     batches = Annotated(examples.batches(), lambda step: {"real": labels.rows(examples.rows(step))})
     measured = RealTask(task)
-  eval_step = jax.jit(over_runs(make_eval_step(measured), (0, 0, 0)))
+  eval_step = jax.jit(over_runs(make_eval_step(measured), (0, 0, 0)), compiler_options=compiler_options())
   (values,) = evaluation.evaluate(
       eval_step, variables, [batches or examples.batches()], len(examples), say)
   return {"clean": real_error(values, len(examples)) if options.real_labels else values}

@@ -1,5 +1,6 @@
 """Pure array functions behind the layers. One public function per operation; needs only jax."""
 
+from bionets_jax.ops.compiling import compiler_options
 from bionets_jax.ops.conv import conv
 from bionets_jax.ops.depthwise import depthwise_conv, paired_depthwise_product
 from bionets_jax.ops.derivatives import plain_derivatives
@@ -9,5 +10,5 @@ from bionets_jax.ops.normalize import batch_normalize
 from bionets_jax.ops.padding import explicit_padding
 
 __all__ = [
-    "batch_normalize", "box_sum", "conv", "deinterleave", "depthwise_conv", "explicit_padding", "grouped_pointwise",
-    "ic_combine", "ic_conv", "ic_dense", "interleave", "paired_depthwise_product", "plain_derivatives"]
+    "batch_normalize", "box_sum", "compiler_options", "conv", "deinterleave", "depthwise_conv", "explicit_padding",
+    "grouped_pointwise", "ic_combine", "ic_conv", "ic_dense", "interleave", "paired_depthwise_product", "plain_derivatives"]

@@ -10,6 +10,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from bionets_jax.ops import compiler_options
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.checkpoints import Checkpoints
 from bionets_jax.training.clock import readable, readable_rate
@@ -95,7 +96,8 @@ def evaluate_workdir(
   checkpoints.close()
   pipeline = setup.pipeline
   eval_step = jax.jit(
-      over_runs(make_eval_step(setup.task), (0, 0, 0)), out_shardings=replicated(setup.mesh))
+      over_runs(make_eval_step(setup.task), (0, 0, 0)), out_shardings=replicated(setup.mesh),
+      compiler_options=compiler_options())
   values = evaluate(eval_step, state.evaluated, [pipeline.eval_batches()], pipeline.num_eval, say)[0]
   say(f"{workdir}, step {latest}, {pipeline.num_eval} examples: {show(values)}")
   values = {"step": latest} | values

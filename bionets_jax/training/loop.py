@@ -17,6 +17,7 @@ import jax
 import ml_collections
 import numpy as np
 
+from bionets_jax.ops import compiler_options
 from bionets_jax.training import config as config_lib
 from bionets_jax.training import overview
 from bionets_jax.training.checkpoints import Checkpoints
@@ -227,7 +228,7 @@ def _train(
   state = placed(stack)(states) if count > 1 else states[0]
   apart = placed(functools.partial(unstack, count=count))
   clock = Clock(*(sum(run.memory[key] for run in runs) for key in ("train", "total")))
-  eval_step = placed(over_runs(make_eval_step(task), (0, 0, 0)))
+  eval_step = placed(over_runs(make_eval_step(task), (0, 0, 0)), compiler_options=compiler_options())
   mark_best = placed(over_runs(keep_best, (0, 0)), donate_argnums=0)
   start_up.done("initialisation")
   early = [[next(b) for b in batches]] if going else []

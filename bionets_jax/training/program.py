@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bionets_jax.ops import compiler_options
 from bionets_jax.training.checkpoints import abstract_like
 from bionets_jax.training.devices import replicated
 from bionets_jax.training.setup import Setup
@@ -41,11 +42,11 @@ def jit_train_step(
     )(state, frozen, batch)
 
   everywhere = replicated(setup.mesh)
-  options = None
+  options = compiler_options(setup.mesh.devices.flat[0].platform)
   if config.remat and _on_cpu(setup):
     # XLA:CPU of jax 0.10 takes the barriers around what is computed again away before it looks for common
     # subexpressions: it finds them, and keeps everything after all.
-    options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    options["xla_disable_hlo_passes"] = "cse_barrier_expander"
   return jax.jit(
       over_runs(train_step, (0, None if one_teacher else 0, 0, 0)), donate_argnums=0,
       out_shardings=(everywhere, everywhere), compiler_options=options)
