@@ -12,7 +12,7 @@ from jax import lax
 from bionets_jax.ops.derivatives import own_rules
 from bionets_jax.ops.kernels import choice
 from bionets_jax.ops.kernels import depthwise as on_gpu
-from bionets_jax.ops.memory import pad_in_memory
+from bionets_jax.ops.memory import in_memory, pad_in_memory
 from bionets_jax.ops.padding import Pads
 
 COMBINES = {"product": jnp.multiply, "min": jnp.minimum}
@@ -128,10 +128,14 @@ def _plain_filters(x: jax.Array, kernels: tuple[jax.Array, ...], window: _Window
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _filters(x, kernels, window, combine, how):
+  def filters(x, kernels):
+    # A norm behind it reads it three times.
+    return in_memory(_plain_filters(x, kernels, window, combine))
+
   return choice.either(
       how, lambda *arrays, **options: on_gpu.filters(
           *arrays, strides=window.strides, padding=window.padding, combine=combine, **options)[0],
-      functools.partial(_plain_filters, window=window, combine=combine), x, kernels)
+      filters, x, kernels)
 
 
 def _forward(x, kernels, window, combine, how):
@@ -175,41 +179,46 @@ def _gradients(
     _, pull = jax.vjp(COMBINES[combine], *_responses(x, kernels, window))
     cotangents = pull(g)
   # Position p of the padded image is seen by the output at p // stride - shift, through the taps that have its phase,
-  # p % stride. `wide_g[m + most]` is the cotangent at m, 0 outside.
-  padded = [n + lo + hi for n, (lo, hi) in zip(x.shape[1:-1], window.padding, strict=True)]
-  length = [-(-n // s) for n, s in zip(padded, window.strides, strict=True)]
+  # p % stride. Those of the image itself are p // stride in [first, last). `wide_g[m - first + most]` is the cotangent
+  # at m, 0 outside.
   most = [(k - 1) * d // s for k, d, s in zip(window.taps, window.dilation, window.strides, strict=True)]
-  around = [(m, n - o, 0) for m, n, o in zip(most, length, window.out, strict=True)]
+  first = [min(max(lo // s, 0), m) for (lo, _), s, m in zip(window.padding, window.strides, most, strict=True)]
+  last = [max(-(-(n + lo + min(hi, 0)) // s), o) for n, (lo, hi), s, o in zip(
+      x.shape[1:-1], window.padding, window.strides, window.out, strict=True)]
+  around = [(m - f, n - o, 0) for m, f, n, o in zip(most, first, last, window.out, strict=True)]
   wide_gs = [pad_in_memory(c, ((0, 0, 0), *around, (0, 0, 0))) for c in cotangents]
-  dx = _input_gradient(x.shape[1:-1], length, most, wide_gs, kernels, window).astype(x.dtype)
+  # In memory as well, for the same reason: whatever is in front of these filters reads it more than once.
+  dx = in_memory(_input_gradient(x.shape[1:-1], first, last, most, wide_gs, kernels, window).astype(x.dtype))
   dkernels = lax.platform_dependent(
-      x, *wide_gs, cpu=functools.partial(_kernel_gradients, window, most, True),
-      default=functools.partial(_kernel_gradients, window, most, False))
+      x, *wide_gs, cpu=functools.partial(_kernel_gradients, window, first, most, True),
+      default=functools.partial(_kernel_gradients, window, first, most, False))
   shape = (*window.taps, 1, x.shape[-1])
   return dx, tuple(d.reshape(shape).astype(k.dtype) for d, k in zip(dkernels, kernels, strict=True))
 
 
 def _input_gradient(
-    size: Sequence[int], length: Sequence[int], most: Sequence[int], wide_gs: Sequence[jax.Array],
-    kernels: Sequence[jax.Array], window: _Window
+    size: Sequence[int], first: Sequence[int], last: Sequence[int], most: Sequence[int],
+    wide_gs: Sequence[jax.Array], kernels: Sequence[jax.Array], window: _Window
 ) -> jax.Array:
   """Phase by phase, which leaves out the zeros that a transposed convolution puts between strides."""
+  length = [n - f for f, n in zip(first, last, strict=True)]
   phases = {phase: 0 for phase in np.ndindex(*window.strides)}
   for tap, start in window.starts():
     phase = tuple(p % s for p, s in zip(start, window.strides, strict=True))
-    first = [m - p // s for m, p, s in zip(most, start, window.strides, strict=True)]
+    behind = [m - p // s for m, p, s in zip(most, start, window.strides, strict=True)]
     for wide_g, kernel in zip(wide_gs, kernels, strict=True):
-      phases[phase] += _part(wide_g, first, length) * kernel[tap][0].astype(wide_g.dtype)
+      phases[phase] += _part(wide_g, behind, length) * kernel[tap][0].astype(wide_g.dtype)
   shape = (wide_gs[0].shape[0], *length, wide_gs[0].shape[-1])
   parts = [jnp.broadcast_to(jnp.asarray(part, wide_gs[0].dtype), shape) for part in phases.values()]
   for axis, s in reversed(list(enumerate(window.strides))):
     parts = [jnp.stack(parts[i:i + s], axis + 2) for i in range(0, len(parts), s)]
   whole = parts[0].reshape(shape[0], *(n * s for n, s in zip(length, window.strides, strict=True)), shape[-1])
-  return _pad(whole, [(-lo, n + lo - m) for n, m, (lo, _) in zip(size, whole.shape[1:-1], window.padding, strict=True)])
+  edges = [f * s - lo for f, s, (lo, _) in zip(first, window.strides, window.padding, strict=True)]
+  return _pad(whole, [(edge, n - m - edge) for n, m, edge in zip(size, whole.shape[1:-1], edges, strict=True)])
 
 
 def _kernel_gradients(
-    window: _Window, most: Sequence[int], split: bool, x: jax.Array, *wide_gs: jax.Array
+    window: _Window, first: Sequence[int], most: Sequence[int], split: bool, x: jax.Array, *wide_gs: jax.Array
 ) -> list[jax.Array]:
   """For each cotangent (taps, C): what every tap saw, times the cotangent, summed over all pixels.
 
@@ -217,14 +226,15 @@ def _kernel_gradients(
   elementwise loop, which it runs on all; stacked, their results are in memory, and the rest is a plain sum.
   """
   size = x.shape[1:-1]
-  slide_g = set(window.strides) == {1} and min(map(min, window.padding)) >= 0
+  slide_g = set(window.strides) == {1} and [lo for lo, _ in window.padding] == first and all(
+      n <= g - m for n, g, m in zip(size, wide_gs[0].shape[1:-1], most, strict=True))
   found = []
   for wide_g in wide_gs:
     if slide_g:  # then x need not be padded
-      pairs = [(x, _part(wide_g, [m + lo - p for m, (lo, _), p in zip(most, window.padding, start, strict=True)], size))
+      pairs = [(x, _part(wide_g, [m - p for m, p in zip(most, start, strict=True)], size))
                for _, start in window.starts()]
     else:
-      padded, g = _pad(x, window.padding), _part(wide_g, most, window.out)
+      padded, g = _pad(x, window.padding), _part(wide_g, [m - f for m, f in zip(most, first, strict=True)], window.out)
       pairs = [(_shifted(padded, start, window), g) for _, start in window.starts()]
     terms = [_sum_of_parts(a.astype(b.dtype), b) if split else (a.astype(b.dtype) * b).sum(tuple(range(b.ndim - 1)))
              for a, b in pairs]

@@ -20,6 +20,7 @@ from jax import lax
 from bionets_jax.ops.conv import conv
 from bionets_jax.ops.derivatives import own_rules
 from bionets_jax.ops.kernels import choice
+from bionets_jax.ops.memory import in_memory
 from bionets_jax.ops.padding import Pads, explicit_padding
 
 
@@ -221,7 +222,8 @@ def _forward(x, kernel, adjust, hinge, where):
   def rest(x, adjust, u, hinge):
     v = _weigh(box_sum(x, window, **where.spatial()), adjust, where)
     gap = _gap(u, v, hinge.get("inner_bias"))
-    return ic_combine(u, v, **hinge), gap.astype(u.dtype) if "alpha" in hinge else (gap > 0).astype(jnp.int8)
+    # A norm behind it reads it three times.
+    return in_memory(ic_combine(u, v, **hinge)), gap.astype(u.dtype) if "alpha" in hinge else (gap > 0).astype(jnp.int8)
 
   u = conv(x, kernel, **where.spatial(), groups=where.groups, precision=where.precision)
   y, kept = choice.either(where.how, functools.partial(
@@ -245,7 +247,8 @@ def _backward(where: _Where, saved, g: jax.Array):
     dhinge["alpha"] = dalpha if alpha.ndim else dalpha.sum()
   if "inner_bias" in hinge:
     dhinge["inner_bias"] = through.sum(axes) * alpha
-  du = (g + alpha * through).astype(dtype)
+  # From g again: of a mask `kept` less is read than of `through`.
+  du = jnp.where(kept > 0, g * (1 + alpha), g).astype(dtype)
 
   _, pull = jax.vjp(lambda x, kernel: conv(
       x, kernel, **where.spatial(), groups=where.groups, precision=where.precision), x, kernel)

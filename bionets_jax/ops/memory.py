@@ -1,4 +1,4 @@
-"""Zero padding whose result XLA keeps in memory."""
+"""Results that XLA on CPUs keeps in memory."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,18 @@ import numpy as np
 from jax import lax
 
 
+def in_memory(x: jax.Array) -> jax.Array:
+  """x, computed once however many read it; see `pad_in_memory`."""
+  return pad_in_memory(x, ((0, 0, 0),) * x.ndim)
+
+
 def pad_in_memory(x: jax.Array, padding: Sequence[tuple[int, int, int]]) -> jax.Array:
   """`lax.pad` with zeros, computed once however many read it.
 
   XLA on CPUs fuses a pad, and the elementwise operations before it, into each of its consumers, which then
   compute all of them again: nine times for nine taps. It drops `lax.optimization_barrier` before it does so. A window
   sum is fused into nothing; here the window has two elements of an axis that has one, and the other is a zero.
+  That costs a pass over the array.
 
   Args:
     x: of any floating dtype.

@@ -38,15 +38,18 @@ def batch_normalize(
 
 def _plain(x, affine, epsilon, groups, dtype):
   shape = x.shape
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(groups, -1, shape[-1])
+  # The axes stay as they are: in a loop over pixels that are one axis XLA on CPUs finds each pixel's place in a fused
+  # operand of more axes by divisions, and sums a fused product with one thread.
+  x = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(groups, -1, *shape[1:])
+  axes = tuple(range(1, x.ndim - 1))
   # One pass over x; the difference can round below zero.
-  mean = x.mean(1, keepdims=True)
-  var = jnp.maximum((x * x).mean(1, keepdims=True) - mean * mean, 0.0)
+  mean = x.mean(axes, keepdims=True)
+  var = jnp.maximum((x * x).mean(axes, keepdims=True) - mean * mean, 0.0)
   factor = jax.lax.rsqrt(var + epsilon)
   y = (x - mean) * (factor * affine["scale"] if "scale" in affine else factor)
   if "bias" in affine:
     y = y + affine["bias"]
-  return y.reshape(shape).astype(dtype), mean[:, 0], var[:, 0]
+  return y.reshape(shape).astype(dtype), jnp.squeeze(mean, axes), jnp.squeeze(var, axes)
 
 
 _normalize = jax.custom_vjp(_plain, nondiff_argnums=(2, 3, 4))
@@ -68,7 +71,6 @@ def _backward(epsilon, groups, dtype, saved, cotangents):
   mean, var, dmean, dvar = (jnp.expand_dims(a, axes) for a in (mean, var, dmean, dvar))
   inverse = jax.lax.rsqrt(var + epsilon)
   centred = x - mean
-  # Over the axes as they are: of a fused product reshaped to one axis XLA sums on a CPU with one thread.
   sum_g, sum_gx = g.sum(axes, keepdims=True), (g * centred).sum(axes, keepdims=True)
   # dy/dx, and what flows into the moments, which are results as well: a line in x and g for each channel.
   factor = inverse * affine["scale"] if "scale" in affine else inverse
