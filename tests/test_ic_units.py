@@ -60,6 +60,13 @@ def test_ic_conv_is_eq_6(k, stride, dilation, groups):
   np.testing.assert_allclose(got, want, atol=1e-12)
 
 
+def test_biases_of_numpy_count():
+  x, w, adjust, b1, b2 = rand(1, 4, 4, 2), rand(3, 3, 2, 3), rand(2, 3), rand(3, seed=1), rand(3, seed=2)
+  got = ops.ic_conv(x, w, adjust, inner_bias=b1, outer_bias=b2)
+  want = reference(x, w, adjust, b1, b2, 1.0, stride=1, pad=1, dilation=1, groups=1)
+  np.testing.assert_allclose(got, want, atol=1e-12)
+
+
 def test_dense_adjust_beside_a_grouped_kernel():
   x, w, adjust = rand(1, 5, 5, 4), rand(3, 3, 2, 6, seed=1), rand(4, 6, seed=2)
   got = ops.ic_conv(jnp.asarray(x), w, jnp.asarray(adjust), groups=2, adjust_groups=1)
@@ -254,6 +261,44 @@ def test_at_alpha_zero_only_alpha_gets_a_gradient():
   grads = jax.grad(lambda p: (layer.apply({"params": p}, x) ** 3).sum())(params)
   assert not np.any(grads["adjust"]) and not np.any(grads["inner_bias"])
   assert grads["alpha"] != 0
+
+
+def test_gradients_in_groups_are_those_of_the_definition():
+  args = jnp.asarray(rand(2, 5, 5, 4)), jnp.asarray(rand(3, 3, 2, 6, seed=1)), jnp.asarray(rand(2, 6, seed=2))
+
+  def gradients():
+    return jax.grad(lambda *a: jnp.sin(ops.ic_conv(*a, groups=2)).sum(), (0, 1, 2))(*args)
+
+  got = gradients()
+  with ops.plain_derivatives():
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, gradients())
+
+
+def test_a_gap_out_of_range_leaves_alpha_its_gradient():
+  x, w, adjust = jnp.ones((1, 1, 1, 1), jnp.float16), jnp.ones((1, 1, 1, 1), jnp.float16), jnp.float16([[6e4]])
+  bias = jnp.float16([-6e4])  # together below what float16 holds
+  grad = jax.grad(lambda alpha: ops.ic_conv(x, w, adjust, inner_bias=bias, alpha=alpha).sum().astype(jnp.float32))
+  assert grad(jnp.float32(0.5)) == 0
+
+
+def test_gradients_of_kernels_in_shard_map_are_summed_over_devices():
+  x, w, adjust = jnp.asarray(rand(2, 5, 5, 4)), jnp.asarray(rand(3, 3, 4, 6)), jnp.asarray(rand(4, 6))
+  one, grouped, scale = jnp.asarray(rand(3, 3, 1, 4)), jnp.asarray(rand(2, 6)), jnp.ones(4)
+
+  def gradients(x, *kernels):
+    def loss(w, adjust, one, grouped, scale):
+      y = ops.depthwise_conv(x, one, strides=(1, 1), padding=((1, 1),) * 2)
+      y = ops.batch_normalize(y, scale, None, epsilon=1e-3)[0]
+      return jnp.sin(ops.ic_conv(y, w, adjust) + ops.grouped_pointwise(y, grouped, groups=2)).sum()
+
+    return jax.grad(loss, range(5))(*kernels)
+
+  # One device will do: what shard_map checks is what may vary.
+  mesh = jax.sharding.Mesh(jax.devices()[:1], "d")
+  data, same = jax.sharding.PartitionSpec("d"), jax.sharding.PartitionSpec()
+  kernels = w, adjust, one, grouped, scale
+  got = jax.shard_map(gradients, mesh=mesh, in_specs=(data, *[same] * 5), out_specs=same)(x, *kernels)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), got, gradients(x, *kernels))
 
 
 @pytest.mark.parametrize("stride,dilation", [(1, 1), (2, 1), (1, 2), (3, 1)])

@@ -149,7 +149,7 @@ FLOORS = {  # each may import only those named, and itself
     "counting": {"layers"}, "surgery": {"layers"}, "weights": {"models", "layers", "counting"}, "data": set(),
     "training": {"ops", "layers", "models", "losses", "counting", "surgery", "weights", "data"},
     "report": {"ops", "layers", "models", "losses", "counting", "weights", "data", "training"},
-    "evaluate": {"losses", "models", "counting", "weights", "data", "training", "report"},
+    "evaluate": {"ops", "losses", "models", "counting", "weights", "data", "training", "report"},
     "experiments": {"training", "report"},
     "command_line": {"training", "experiments"},
 }

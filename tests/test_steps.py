@@ -408,6 +408,14 @@ def test_a_cache_that_cannot_be(own_cache, tmp_path):
     check_values(tiny_config(compile_cache=""))
 
 
+def test_a_home_that_cannot_be_written_stops_no_run(own_cache, tmp_path, monkeypatch):
+  (tmp_path / "file").write_text("")
+  jax.config.update("jax_compilation_cache_dir", None)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  assert use_compile_cache("auto") == "" and jax.config.jax_compilation_cache_dir is None
+
+
 # Traces --------------------------------------------------------------------------------------
 
 
@@ -415,6 +423,18 @@ def test_a_cache_that_cannot_be(own_cache, tmp_path):
 def test_windows_that_are_none(text):
   with pytest.raises(ValueError, match="START:COUNT"):
     check_values(tiny_config(profile=text))
+
+
+def test_a_window_that_a_run_goes_on_behind_is_said(tmp_path):
+  profiler = profiling.Profiler(profiling.Window(4, 3), str(tmp_path))
+  assert profiler.missed(0) == profiler.missed(3) == profiling.Profiler(None, "").missed(9) == ""
+  assert "starts with step 4, and this run goes on with step 5" in profiler.missed(4)
+
+
+def test_an_evaluation_inside_the_window_is_no_part_of_a_step():
+  found = [profiling.Operation(program, "x", 1.0, 1) for program in ("jit_train_step", "jit_eval_step", "")]
+  assert profiling.of_programs(found, {"jit_train_step"}) == [found[0], found[2]]
+  assert profiling.of_programs(found, {"another"}) == found
 
 
 def test_a_window_ends_with_the_run():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from bionets_jax.ops.depthwise import depthwise_conv
-from bionets_jax.ops.derivatives import own_rules
+from bionets_jax.ops.derivatives import own_rules, varying_alike
 from bionets_jax.ops.grouped import grouped_pointwise
 from bionets_jax.ops.padding import Pads
 from bionets_jax.ops.split import batch_parts, split_batch
@@ -75,7 +75,7 @@ def conv(
   where = _Where(
       tuple(strides), tuple(map(tuple, padding)), input_dilation, kernel_dilation, groups,
       tuple(precision) if isinstance(precision, list) else precision)
-  return (_conv if own_rules() else _lax_conv)(x, kernel, where)
+  return (_conv if own_rules() else _lax_conv)(*varying_alike(x, kernel), where)
 
 
 class _Where(NamedTuple):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from bionets_jax.ops.derivatives import own_rules
+from bionets_jax.ops.derivatives import own_rules, varying_alike
 from bionets_jax.ops.kernels import choice
 from bionets_jax.ops.kernels import depthwise as on_gpu
 from bionets_jax.ops.memory import in_memory, pad_in_memory
@@ -112,7 +112,7 @@ def _run(x: jax.Array, kernels: tuple[jax.Array, ...], window: _Window, combine:
   how = choice.chosen(
       "product" if combine else "depthwise", x, *window.taps, *window.strides, supported=on_gpu.supports(
           x, kernels[0], strides=window.strides, padding=window.padding, kernel_dilation=window.dilation))
-  return _filters(x, kernels, window, combine, how)
+  return _filters(*varying_alike(x, kernels), window, combine, how)
 
 
 # The functions below are compiled each on its own: networks have many layers of one shape, and each is

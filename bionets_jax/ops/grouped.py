@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from bionets_jax.ops.derivatives import own_rules, varying_alike
 from bionets_jax.ops.kernels import choice
 from bionets_jax.ops.kernels import grouped as on_gpu
 
@@ -63,7 +64,7 @@ def grouped_pointwise(
   how = choice.chosen(
       "grouped", x, features, groups,
       supported=precision is None and kernel.dtype == x.dtype and on_gpu.supports(x, kernel, groups=groups))
-  y = _chosen(flat, kernel, groups, how) if how else _product(flat, kernel, groups, precision)
+  y = _chosen(*varying_alike(flat, kernel), groups, how) if how else _product(flat, kernel, groups, precision)
   return y.reshape(*x.shape[:-1], features)
 
 
@@ -132,19 +133,50 @@ def _per_group(channels: int, features: int, groups: int) -> tuple[int, int]:
   return channels // groups, features // groups
 
 
-@functools.partial(jax.jit, static_argnames=("groups", "precision"))
-def _merged(
-    x: jax.Array, kernel: jax.Array, groups: int, precision: lax.PrecisionLike
-) -> jax.Array:
+def _merged(x: jax.Array, kernel: jax.Array, groups: int, precision: lax.PrecisionLike) -> jax.Array:
   """(T, C) times the block-diagonal matrix of the groups, in blocks of about 128 rows."""
+  return (_blockwise if own_rules() else _plain_blockwise)(*varying_alike(x, kernel), groups, precision)
+
+
+def _blocks(kernel: jax.Array, groups: int):
+  """For each block its rows and columns, which of its entries are weights, and the matrix (rows, columns)."""
   rows, columns = kernel.shape[0], kernel.shape[1] // groups
   blocks = min(-(-groups * rows // _BLOCK_CHANNELS), _MAX_BLOCKS)
   merge = -(-groups // blocks)  # groups in a block; the last one may have fewer
-  out = []
   for first in range(0, groups, merge):
     n = min(merge, groups - first)
-    part = kernel[:, first * columns:(first + n) * columns]
+    inputs, outputs = slice(first * rows, (first + n) * rows), slice(first * columns, (first + n) * columns)
     diagonal = np.repeat(np.eye(n, dtype=bool), columns, axis=1)[:, None]
-    matrix = jnp.where(diagonal, part, 0).reshape(n * rows, n * columns)
-    out.append(jnp.matmul(x[:, first * rows:(first + n) * rows], matrix, precision=precision))
-  return out[0] if len(out) == 1 else jnp.concatenate(out, axis=-1)
+    yield inputs, outputs, diagonal, jnp.where(diagonal, kernel[:, outputs], 0).reshape(n * rows, n * columns)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _plain_blockwise(x, kernel, groups, precision):
+  return _beside([jnp.matmul(x[:, inputs], matrix, precision=precision)
+                  for inputs, _, _, matrix in _blocks(kernel, groups)])
+
+
+_blockwise = jax.custom_vjp(_plain_blockwise, nondiff_argnums=(2, 3))
+
+
+def _forward(x, kernel, groups, precision):
+  return _plain_blockwise(x, kernel, groups, precision), (x, kernel)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _backward(groups, precision, saved, g):
+  """What JAX derives from slices is a sum of arrays as wide as x, one for each block."""
+  x, kernel = saved
+  dx, dkernel = [], []
+  for inputs, outputs, diagonal, matrix in _blocks(kernel, groups):
+    dx.append(jnp.matmul(g[:, outputs], matrix.T, precision=precision))
+    product = jnp.matmul(x[:, inputs].T, g[:, outputs], precision=precision)
+    dkernel.append(jnp.where(diagonal, product.reshape(len(diagonal), kernel.shape[0], -1), 0).sum(0))
+  return _beside(dx), _beside(dkernel).astype(kernel.dtype)
+
+
+_blockwise.defvjp(_forward, _backward)
+
+
+def _beside(parts: list[jax.Array]) -> jax.Array:
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)

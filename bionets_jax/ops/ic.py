@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 
 from bionets_jax.ops.conv import conv
-from bionets_jax.ops.derivatives import own_rules
+from bionets_jax.ops.derivatives import own_rules, varying_alike
 from bionets_jax.ops.kernels import choice
 from bionets_jax.ops.memory import in_memory
 from bionets_jax.ops.padding import Pads, explicit_padding
@@ -164,12 +164,12 @@ def ic_conv(
   where = where._replace(how=choice.chosen(
       "ic", x, kernel.shape[-1], *window, *strides, supported=_on_gpu().supports(
           x, kernel, adjust, **where.spatial(), groups=groups, adjust_groups=adjust_groups)))
+  hinge = {"inner_bias": inner_bias, "outer_bias": outer_bias}
+  hinge = {key: jnp.asarray(value) for key, value in hinge.items() if value is not None}
   # Only where alpha = 1 needs no product, and no gradient, is it not an array.
   if not (isinstance(alpha, float | int) and alpha == 1):
-    alpha = jnp.asarray(alpha, jnp.promote_types(x.dtype, jnp.float32))
-  hinge = {"inner_bias": inner_bias, "outer_bias": outer_bias, "alpha": alpha}
-  hinge = {key: value for key, value in hinge.items() if isinstance(value, jax.Array)}
-  return (_ic_conv if own_rules() else _plain_ic_conv)(x, kernel, adjust, hinge, where)
+    hinge["alpha"] = jnp.asarray(alpha, jnp.promote_types(x.dtype, jnp.float32))
+  return (_ic_conv if own_rules() else _plain_ic_conv)(*varying_alike(x, kernel, adjust, hinge), where)
 
 
 class _Where(NamedTuple):
@@ -243,7 +243,8 @@ def _backward(where: _Where, saved, g: jax.Array):
     dhinge["outer_bias"] = g.sum(axes)
   alpha = hinge.get("alpha", 1.0)
   if "alpha" in hinge:
-    dalpha = (through * kept).sum(axes)
+    # Not through * kept: where the gap is -inf (float16 ends at 65504), 0 * -inf would make this NaN.
+    dalpha = (g * jax.nn.relu(kept)).sum(axes)
     dhinge["alpha"] = dalpha if alpha.ndim else dalpha.sum()
   if "inner_bias" in hinge:
     dhinge["inner_bias"] = through.sum(axes) * alpha
@@ -263,12 +264,13 @@ def _backward(where: _Where, saved, g: jax.Array):
     # from x itself, and the box sums of x are needed no more.
     def add_through_box(through, weights, dx):
       (dz,) = jax.linear_transpose(box, through)(through)
-      return dx + jax.linear_transpose(lambda x: weigh(x, weights), x)(dz)[0], dz
+      # vjp, here and below: JAX does not transpose functions with rules of their own, as W' in groups is.
+      return dx + jax.vjp(lambda x: weigh(x, weights), x)[1](dz)[0], dz
 
     dx, dz = choice.either(where.how, functools.partial(
         _on_gpu().add_through_box, window=kernel.shape[:-2], padding=where.padding), add_through_box,
         through, weights, dx)
-    (dweights,) = jax.linear_transpose(lambda weights: weigh(x, weights), weights)(dz)
+    (dweights,) = jax.vjp(lambda weights: weigh(x, weights), weights)[1](dz)
   else:
     s, pull_box = jax.vjp(box, x)
     _, pull = jax.vjp(weigh, s, weights)

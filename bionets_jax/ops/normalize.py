@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bionets_jax.ops.derivatives import own_rules
+from bionets_jax.ops.derivatives import own_rules, varying_alike
 
 
 def batch_normalize(
@@ -33,6 +33,7 @@ def batch_normalize(
   if x.shape[0] % groups:
     raise ValueError(f"a batch of {x.shape[0]} does not divide into {groups} groups")
   affine = {key: value for key, value in (("scale", scale), ("bias", bias)) if value is not None}
+  x, affine = varying_alike(x, affine)
   return (_normalize if own_rules() else _plain)(x, affine, epsilon, groups, jnp.dtype(dtype or x.dtype))
 
 

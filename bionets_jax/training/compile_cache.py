@@ -19,13 +19,14 @@ def use_compile_cache(setting: str) -> str:
   Args:
     setting: config.compile_cache: 'auto', 'off' or a folder. 'auto' leaves what JAX was told already
       ($JAX_COMPILATION_CACHE_DIR); else on accelerators it takes `default_folder()`, and on a CPU none: its
-      programs hold instructions of that CPU, and a home directory can be that of many machines.
+      programs hold instructions of that CPU, and a home directory can be that of many machines. Where that
+      folder cannot be made, 'auto' goes without: nobody has asked for it.
 
   Returns:
     The folder that is used, '' for none.
 
   Raises:
-    ValueError: for an empty setting, or a folder that cannot be written.
+    ValueError: for an empty setting, or a folder that is named and cannot be made.
   """
   check_compile_cache(setting)
   folder = getattr(jax.config, _JAX_OPTION) or ""
@@ -40,6 +41,8 @@ def use_compile_cache(setting: str) -> str:
     try:
       os.makedirs(folder, exist_ok=True)
     except OSError as error:
+      if setting == "auto":
+        return ""
       raise ValueError(f"config.compile_cache={setting!r}: {folder} cannot be made ({error.strerror}); give "
                        "another folder, or 'off'") from error
   from jax.experimental.compilation_cache import compilation_cache

@@ -312,6 +312,8 @@ def _train(
       run.writer = MetricWriter(run.workdir, step)
   watch = StallWatch()
   profiler = Profiler(setup.profile if lead else None, os.path.join(runs[0].workdir, "profile"))
+  if going and (missed := profiler.missed(step)):
+    say(missed)
   try:
     with StopRequest() as stop:
       clock.resume()
@@ -321,7 +323,9 @@ def _train(
         clock.waited(watch.stalled(before, time.perf_counter()))
         if profiler.starts_with(step + 1):
           settle(0)
+          clock.pause()  # on a GPU a trace takes seconds to begin
           profiler.start()
+          clock.resume()
         size = batch[0]["label"].shape[0]
         state, metrics = compiled[size](state, frozen, batch, seeds)
         step += 1

@@ -9,7 +9,7 @@ import glob
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -74,6 +74,13 @@ class Profiler:
     self._window, self._folder = window, folder
     self._running = False
 
+  def missed(self, step: int) -> str:
+    """What to say where a run goes on behind `step` and its window began before; '' where it did not."""
+    if self._window is None or self._window.first > step:
+      return ""
+    return (f"no step is traced: config.profile starts with step {self._window.first}, and this run goes on "
+            f"with step {step + 1}")
+
   def starts_with(self, step: int) -> bool:
     return self._window is not None and step == self._window.first
 
@@ -97,7 +104,9 @@ class Profiler:
     """
     self.close()
     try:
-      text = table(operations(self._folder), sources(program), self._window.count)
+      places = sources(program)
+      text = table(of_programs(operations(self._folder), {name for name, _ in places}), places,
+                   self._window.count)
     except FileNotFoundError as error:  # no reason to end a run
       return str(error)
     with open(os.path.join(self._folder, TABLE_FILE), "w", encoding="utf-8") as file:
@@ -135,6 +144,16 @@ def operations(folder: str) -> list[Operation]:
   count = max(len(devices), 1)
   found = [Operation(*key, value / count, round(calls[key] / count)) for key, value in seconds.items()]
   return sorted(found, key=lambda operation: -operation.seconds)
+
+
+def of_programs(found: list[Operation], programs: Collection[str]) -> list[Operation]:
+  """Without the operations of other programs: an evaluation inside the window is no part of a step.
+
+  What belongs to no program, as a copy to the device, stays; and all of it where none is of these programs.
+  """
+  if not any(operation.program in programs for operation in found):
+    return found
+  return [operation for operation in found if not operation.program or operation.program in programs]
 
 
 def _lines(plane: Any, *, device: bool) -> Iterable[list[_Event]]:

@@ -86,7 +86,10 @@ def compile_from_shapes(config: ml_collections.ConfigDict, setup: Setup, size: i
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
       jax.eval_shape(lambda x: x, tree)) for tree in (setup.task.frozen, np.uint32(config.seed)))
   step = jit_train_step(config, setup)
-  return step.lower(abstract_state(setup), frozen, [abstract_batch(setup, size)], [seed]).compile()
+  lowered = step.lower(abstract_state(setup), frozen, [abstract_batch(setup, size)], [seed])
+  # In a thread: SIGTERM or Ctrl-C, whose handlers raise, crash a main thread that is within XLA's compiler.
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    return pool.submit(lowered.compile).result()
 
 
 def stack_abstract(state: Any, count: int) -> Any:

@@ -36,10 +36,9 @@ def gpu_kernels(mode: str) -> Iterator[None]:
 
   Args:
     mode: 'auto' (the default), kernels on GPUs for the shapes in `WINS`, where there is one device: XLA
-    cannot
-      divide a kernel among several, and would gather their parts of the batch; 'on', for all shapes that they
-      support; 'off', none; 'interpret', as 'on', but as JAX operations on any device, which is slow and for
-      tests.
+      cannot divide a kernel among several, and would gather their parts of the batch; 'on', for all shapes that
+      they support; 'off', none; 'interpret', as 'on', but as JAX operations on any device, which is slow and
+      for tests.
 
   Raises:
     ValueError: on another mode.
