@@ -16,7 +16,9 @@ def _where(content: Mapping[str, Any]) -> str:
   machine = content["machine"]
   text = f"{machine['devices']}, {machine['cores']} cores of {machine['processor']}, JAX {machine['jax']}"
   text += f", PyTorch {machine['torch']}" if "torch" in machine else ""
-  return f"{text}; {content['rounds']} rounds" if "rounds" in content else text
+  rounds = content.get("rounds")
+  rounds = len(rounds) if isinstance(rounds, list) else rounds  # a list holds what each measured
+  return f"{text}; {rounds} rounds" if rounds else text
 
 
 def table(rows: list[list[str]]) -> str:
