@@ -118,7 +118,7 @@ def test_the_training_split_decides_for_all():
     ((32, 32, 3), "channel_shift(25)", "limit must be a number from 0 to 1"),
     ((32, 32, 3), "rand_augment(2, 31)", "magnitude must be a whole number from 0 to 30, got 31"),
     ((32, 32, 3), "rand_augment(0, 9)", "number of operations must be a whole number >= 1"),
-    ((32, 32, 3), "resize_to(24, lanczos)", "must be one of bilinear, bicubic, nearest"),
+    ((32, 32, 3), "resize_to(24, lanczos)", "must be one of bilinear, bicubic, fast_bilinear, nearest"),
 ])
 def test_refused(shape, text, message):
   with pytest.raises(ValueError, match=message):

@@ -8,6 +8,8 @@ _MOST = 16
 def batch_parts(batch: int, wanted: int) -> int:
   """The largest number of equal parts of a batch that is a power of two, at most `wanted` and at most 16."""
   parts = 1
+  if not isinstance(batch, int):  # exported for batches of any size
+    return parts
   while parts * 2 <= min(wanted, _MOST) and batch % (parts * 2) == 0:
     parts *= 2
   return parts

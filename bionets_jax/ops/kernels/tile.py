@@ -24,6 +24,8 @@ def power_of_two(n: int) -> int:
 def addressable(*shapes: Sequence[int]) -> bool:
   """Whether 32-bit offsets reach every element of arrays of these shapes, and there is one at all."""
   for shape in shapes:
+    if not all(isinstance(size, int) for size in shape):  # exported for batches of any size
+      return False
     elements = 1
     for size in shape:
       elements *= size
