@@ -1,7 +1,7 @@
 """The three units beside PyTorch's and beside the plain layers they stand for: forward, and with gradients.
 
     pip install torch
-    python benchmarks/units.py [--only=ic|fp|kconv|mbconv] [--rounds=15] [--json=FILE]
+    python benchmarks/units.py [--only=ic|fp|kconv] [--shapes=TEXT] [--rounds=15] [--compile] [--json=FILE]
 
 Every candidate's outputs and gradients are compared with PyTorch's in float64 first; one that is off ends the
 script. Then all candidates of a shape are timed in one interleaved run. Ratios are medians of the ratios
@@ -11,7 +11,7 @@ Candidates: 'ours' is the public function of `bionets_jax.ops`; 'autodiff' the s
 `ops.plain_derivatives()`; 'plain' the layer that the unit stands for (convolution, dense 1x1); 'torch' the
 obvious form in PyTorch, channels last; 'compiled' the same under torch.compile.
 
-What it does not show: whole networks (benchmarks/networks.py), and machines other than this one. On a GPU the
+What it does not show: EfficientNet's blocks (benchmarks/mbconv.py), whole networks (benchmarks/networks.py), and machines other than this one. On a GPU the
 candidates run in bfloat16 (torch: the same type, no autocast).
 """
 
@@ -72,18 +72,18 @@ def main() -> int:
   content = {"machine": timing.machine(), "rounds": options.rounds, "units": {}}
   print(", ".join(f"{key} {value}" for key, value in content["machine"].items()))
   for name in options.only or UNITS:
-    make, shapes, base = UNITS[name]
-    found = {shape: measure(make(*size), base, options, f"{name} {shape}")
+    make, shapes = UNITS[name]
+    found = {shape: measure(make(*size), options, f"{name} {shape}")
              for shape, size in shapes.items() if options.shapes in shape}
     content["units"][name] = found
-    show(name, base, found)
+    show(name, found)
   if options.json:
     timing.write(options.json, content)
   return 0
 
 
-def measure(case, base: str, options, name: str):
-  """{'forward' and 'backward': {candidate: {'ms', 'vs torch', 'vs ' + base}}} of one shape."""
+def measure(case, options, name: str):
+  """{'forward' and 'backward': {candidate: {'ms', 'vs torch', 'vs plain'}}} of one shape."""
   functions, arrays = case
   reference = torch_results(functions["torch"], arrays, torch.float64)
   found = {"error": 0.0}
@@ -93,27 +93,26 @@ def measure(case, base: str, options, name: str):
     if options.compile:
       calls["compiled"] = theirs(torch.compile(functions["torch"], dynamic=False), arrays, mode)
     want = reference[:1] if mode == "forward" else reference
-    results = {key: to_numpy(call()) for key, call in calls.items() if key != base or key == "ours"}
-    results = {key: value for key, value in results.items() if not key.startswith("plain")}
+    results = {key: to_numpy(call()) for key, call in calls.items() if key != "plain"}
     found["error"] = max(found["error"], timing.check(name, results, want, TOLERANCE))
     seconds = timing.interleaved(calls, options.rounds, timing.wait_for)
     found[mode] = {key: {
         "ms": 1e3 * statistics.median(seconds[key]), **{
-            f"vs {other}": timing.ratio(seconds, key, other) for other in ("torch", base) if other in calls}}
+            f"vs {other}": timing.ratio(seconds, key, other) for other in ("torch", "plain")}}
         for key in calls}
   return found
 
 
-def show(name: str, base: str, found) -> None:
+def show(name: str, found) -> None:
   for mode in ("forward", "backward"):
-    rows = [[f"{name}, {'with gradients' if mode == 'backward' else mode}", "ours ms", f"vs {base}", "vs torch",
-             "quartiles", "autodiff vs ours", f"torch vs its {base}" if base == "-" else "torch ms"]]
+    rows = [[f"{name}, {'with gradients' if mode == 'backward' else mode}", "ours ms", "vs plain", "vs torch",
+             "quartiles", "autodiff vs ours", "torch ms"]]
     for shape, values in found.items():
-      one, torch_one, plain = values[mode]["ours"], values[mode]["torch"], values[mode].get("autodiff")
+      one, torch_one, plain = (values[mode][key] for key in ("ours", "torch", "autodiff"))
       spread = one["vs torch"]
       rows.append([
-          shape, f"{one['ms']:.2f}", f"{one[f'vs {base}']['median']:.2f}", f"{spread['median']:.2f}",
-          f"{spread['low']:.2f}-{spread['high']:.2f}", f"{plain['ms'] / one['ms']:.2f}" if plain else "",
+          shape, f"{one['ms']:.2f}", f"{one['vs plain']['median']:.2f}", f"{spread['median']:.2f}",
+          f"{spread['low']:.2f}-{spread['high']:.2f}", f"{plain['ms'] / one['ms']:.2f}",
           f"{torch_one['ms']:.2f}"])
     print("\n" + timing.table(rows), flush=True)
 
@@ -260,9 +259,9 @@ def kconv_case(n, side, channels, features):
 
 
 UNITS = {
-    "ic": (ic_case, IC_SHAPES, "plain"),
-    "fp": (fp_case, FP_SHAPES, "plain"),
-    "kconv": (kconv_case, KCONV_SHAPES, "plain"),
+    "ic": (ic_case, IC_SHAPES),
+    "fp": (fp_case, FP_SHAPES),
+    "kconv": (kconv_case, KCONV_SHAPES),
 }
 
 if __name__ == "__main__":

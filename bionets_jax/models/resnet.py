@@ -238,7 +238,7 @@ class ResNet(nn.Module):
         name, first = f"stage{i}_block{j}", halve and j == 0
         if j < num_fp:
           x = fp_block(features=features * BLOCKS[self.block].expansion, pool=first, norm=norm,
-                            name=name, **options)(x)
+                       name=name, **options)(x)
         else:
           x = make_block(features=features, stride=2 if first else 1, name=name)(x)
       found[f"stage{i}"] = x

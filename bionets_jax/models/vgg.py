@@ -97,7 +97,7 @@ class VGG(nn.Module):
     for i, blocks in enumerate(self.stage_sizes, start=1):
       for j in range(1 if i == 1 else 0, blocks):
         x = block(self.width * min(2 ** (i - 1), 8), self.conv, norm, self.dtype,
-                     name=f"stage{i}_block{j}")(x)
+                  name=f"stage{i}_block{j}")(x)
       x = found[f"stage{i}"] = nn.max_pool(x, (2, 2), strides=(2, 2))
     x = adaptive_mean_pool(x, self.pool)
     x = x.reshape(x.shape[0], -1)

@@ -81,10 +81,7 @@ def compile_ahead(
 
 def compile_from_shapes(config: ml_collections.ConfigDict, setup: Setup, size: int) -> Any:
   """The compiled training step of one run for batches of `size` images, made without any array."""
-  everywhere = replicated(setup.mesh)
-  frozen, seed = (jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-      jax.eval_shape(lambda x: x, tree)) for tree in (setup.task.frozen, np.uint32(config.seed)))
+  frozen, seed = _everywhere(setup, lambda *trees: trees, setup.task.frozen, np.uint32(config.seed))
   step = jit_train_step(config, setup)
   lowered = step.lower(abstract_state(setup), frozen, [abstract_batch(setup, size)], [seed])
   # In a thread: SIGTERM or Ctrl-C, whose handlers raise, crash a main thread that is within XLA's compiler.
@@ -109,9 +106,14 @@ def abstract_batch(setup: Setup, size: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 def abstract_state(setup: Setup) -> Any:
   """The state before the first step as shapes, on every device."""
-  everywhere = replicated(setup.mesh)
-  shapes = jax.eval_shape(setup.init, jax.random.key(0), setup.inherited)
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
+  return _everywhere(setup, setup.init, jax.random.key(0), setup.inherited)
+
+
+def _everywhere(setup: Setup, function: Callable[..., Any], *arguments: Any) -> Any:
+  """What a function returns, as shapes on every device."""
+  sharding = replicated(setup.mesh)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                      jax.eval_shape(function, *arguments))
 
 
 def out_of_memory(error: Exception) -> bool:
