@@ -30,7 +30,7 @@ import timing
 
 from bionets_jax import ops
 from bionets_jax.layers.grouped_pointwise import group_count
-from bionets_jax.ops.kernels import choice, depthwise, grouped, ic
+from bionets_jax.ops.kernels import choice, depthwise, grouped
 
 ONES = ((1, 1), (1, 1))
 # Of the norm: half precision rounds every result, float32 products have 10 bits of mantissa on tensor cores;
@@ -106,7 +106,7 @@ def measure(case: Case, options, name: str) -> dict[str, Any]:
   with jax.enable_x64(True), ops.plain_derivatives():
     wide = [np.asarray(jnp.asarray(a).astype(options.dtype), np.float64) for a in case.arrays]
     want = [np.asarray(a) for a in runner(case.plain, wide, "float64", True)()]
-  forms = {"kernel": kernel, "xla": case.plain}
+  forms = {"kernel": kernel, "xla": without(case.plain)}
   calls = {form: {key: runner(f, case.arrays, options.dtype, key == "gradients")
                   for key in ("forward", "gradients")} for form, f in forms.items()}
   found = {"error": timing.check(
@@ -168,6 +168,24 @@ def show(name: str, found: dict[str, Any], interpreted: bool) -> None:
   print("\n" + timing.table(rows), flush=True)
 
 
+def chosen(operation):
+  """One of `ops` with its kernels."""
+  def run(*arrays, interpret):
+    with choice.gpu_kernels("interpret" if interpret else "on"):
+      return operation(*arrays)
+
+  return run
+
+
+def without(operation):
+  """One of `ops` in XLA's form, whatever `WINS` says."""
+  def run(*arrays):
+    with choice.gpu_kernels("off"):
+      return operation(*arrays)
+
+  return run
+
+
 def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
   return np.random.default_rng(seed).standard_normal(shape, np.float32) * np.float32(scale)
 
@@ -190,8 +208,8 @@ def product_case(n, side, channels, stride) -> Case:
   where = dict(strides=(stride, stride), padding=ONES)
   kernels = [normal(3, 3, 1, channels, seed=seed, scale=1 / 3) for seed in (1, 2)]
   e, out = n * side**2 * channels, n * (-(-side // stride))**2 * channels
-  return Case(functools.partial(depthwise.paired_depthwise_product, **where),
-              functools.partial(ops.paired_depthwise_product, **where),
+  plain = functools.partial(ops.paired_depthwise_product, **where)
+  return Case(chosen(plain), plain,
               [normal(n, side, side, channels), *kernels],
               (side, side, channels, 3, 3, stride, stride), (e + out, (e + out) + (2 * e + out)))
 
@@ -200,8 +218,8 @@ def depthwise_case(n, side, channels, extent, stride) -> Case:
   where = dict(strides=(stride, stride), padding=((extent // 2,) * 2,) * 2)
   e, out = n * side**2 * channels, n * (-(-side // stride))**2 * channels
   kernel = normal(extent, extent, 1, channels, seed=1, scale=1 / extent)
-  return Case(functools.partial(depthwise.depthwise_conv, **where),
-              functools.partial(ops.depthwise_conv, **where), [normal(n, side, side, channels), kernel],
+  plain = functools.partial(ops.depthwise_conv, **where)
+  return Case(chosen(plain), plain, [normal(n, side, side, channels), kernel],
               (side, side, channels, extent, extent, stride, stride), (e + out, (e + out) + (2 * e + out)))
 
 
@@ -225,7 +243,8 @@ def ic_case(n, side, channels, features, stride) -> Case:
   e = n * side**2 * channels
   # The convolution's own reading and writing too: it is in both forms.
   scale = channels**-0.5 / 3
-  return Case(functools.partial(ic.ic_conv, **where), functools.partial(ops.ic_conv, **where),
+  plain = functools.partial(ops.ic_conv, **where)
+  return Case(chosen(plain), plain,
               [normal(n, side, side, channels), normal(3, 3, channels, features, seed=1, scale=scale),
                normal(channels, features, seed=2, scale=scale)],
               (side, side, channels, features, 3, 3, stride, stride),

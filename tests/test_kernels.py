@@ -37,11 +37,22 @@ def agree(kernel, plain, arrays, dtype=jnp.float32, tolerance=1e-6):
   with jax.enable_x64(True), ops.plain_derivatives():
     wide = [np.asarray(jnp.asarray(a, jnp.float32).astype(dtype), np.float64) for a in arrays]
     want = everything(plain, wide, jnp.float64)
-  have = everything(functools.partial(kernel, interpret=True), arrays, dtype)
+  kernel = functools.partial(kernel, interpret=True)
+  assert "pallas_call" in str(jax.make_jaxpr(kernel)(*(jnp.asarray(a, dtype) for a in arrays)))
+  have = everything(kernel, arrays, dtype)
   assert len(have) == len(want)
   for a, b in zip(have, want, strict=True):
     assert a.shape == b.shape
     assert np.linalg.norm(a - b) <= tolerance * np.linalg.norm(b)
+
+
+def chosen(f):
+  """An operation with its kernels, as `gpu_kernels` has it."""
+  def run(*arrays, interpret=False):
+    with choice.gpu_kernels("interpret" if interpret else "on"):
+      return f(*arrays)
+
+  return run
 
 
 # shape, window, strides, padding
@@ -55,8 +66,8 @@ UNEQUAL = (3, 6, 5, 4), (3, 2), (2, 1), ((0, 1), (0, 0))  # with rows of x that 
 def test_depthwise_conv(case, dtype, tolerance):
   shape, window, strides, padding = case
   where = dict(strides=strides, padding=padding)
-  agree(functools.partial(depthwise.depthwise_conv, **where), functools.partial(ops.depthwise_conv, **where),
-        [random(*shape), random(*window, 1, shape[-1], seed=2)], dtype, tolerance)
+  plain = functools.partial(ops.depthwise_conv, **where)
+  agree(chosen(plain), plain, [random(*shape), random(*window, 1, shape[-1], seed=2)], dtype, tolerance)
 
 
 def test_the_smaller_of_two_filters():
@@ -64,8 +75,8 @@ def test_the_smaller_of_two_filters():
   options = dict(strides=strides, padding=padding, combine="min")
   kernel, other = (random(*window, 1, shape[-1], seed=seed) for seed in (2, 3))
   other = np.where(np.arange(shape[-1]) == 1, kernel, other)  # and equal in one channel
-  agree(functools.partial(depthwise.paired_depthwise_product, **options),
-        functools.partial(ops.paired_depthwise_product, **options), [random(*shape), kernel, other])
+  plain = functools.partial(ops.paired_depthwise_product, **options)
+  agree(chosen(plain), plain, [random(*shape), kernel, other])
 
 
 def test_product_with_batch_norm():
@@ -84,9 +95,8 @@ def test_programs_that_take_several_tiles(monkeypatch):
   x, kernel, padding = random(9, 4, 3, 40), random(2, 1, 1, 40, seed=2), ((1, 0), (0, 0))
   plan = depthwise.plan(x, kernel, 1, (1, 1), padding, True)
   assert plan.turns == 3 and plan.grid == (1, 2)
-  where = dict(strides=(1, 1), padding=padding)
-  agree(functools.partial(depthwise.depthwise_conv, **where), functools.partial(ops.depthwise_conv, **where),
-        [x, kernel])
+  plain = functools.partial(ops.depthwise_conv, strides=(1, 1), padding=padding)
+  agree(chosen(plain), plain, [x, kernel])
   agree(functools.partial(grouped.grouped_pointwise, groups=2),
         functools.partial(grouped_pointwise_reference, groups=2), [random(150, 6), random(3, 4, seed=2)])
 
@@ -121,31 +131,32 @@ def test_ic_conv(shape, window, features, strides, padding, full):
   if full:
     arrays += [random(features, seed=seed) for seed in (4, 5, 6)]
 
-  def layer(f):
-    return lambda x, kernel, adjust, *hinge, **more: f(
-        x, kernel, adjust, strides=strides, padding=padding, **more,
-        **dict(zip(("inner_bias", "outer_bias", "alpha"), hinge, strict=False)))
+  def layer(x, kernel, adjust, *hinge):
+    return ops.ic_conv(x, kernel, adjust, strides=strides, padding=padding,
+                       **dict(zip(("inner_bias", "outer_bias", "alpha"), hinge, strict=False)))
 
-  agree(layer(ic.ic_conv), layer(ops.ic_conv), arrays, tolerance=2e-6)
+  agree(chosen(layer), layer, arrays, tolerance=2e-6)
 
 
 def test_a_tie_of_the_hinge_has_the_gradient_of_the_linear_response():
   x, kernel, adjust = jnp.zeros((1, 4, 4, 3)), jnp.asarray(random(3, 3, 3, 4), jnp.float32), jnp.ones((3, 4))
-  for f in (ops.ic_conv, functools.partial(ic.ic_conv, interpret=True)):
-    found = jax.jit(jax.grad(lambda x, f=f: f(x, kernel, adjust, strides=(1, 1), padding=ONES).sum()))(x)
+  def layer(x):
+    return ops.ic_conv(x, kernel, adjust, strides=(1, 1), padding=ONES)
+
+  for f in (layer, functools.partial(chosen(layer), interpret=True)):
+    found = jax.jit(jax.grad(lambda x, f=f: f(x).sum()))(x)
     want = jax.jit(jax.grad(lambda x: ops.conv(x, kernel, strides=(1, 1), padding=ONES).sum()))(x)
     np.testing.assert_allclose(found, want, rtol=1e-5)
 
 
 def test_vmap():
   x, a = (jnp.asarray(v, jnp.float32) for v in (random(2, 1, 4, 4, 4), random(2, 1, 2, 1, 4, seed=2)))
-  where = dict(strides=(1, 1), padding=((0, 0), (1, 0)))
+  plain = functools.partial(ops.depthwise_conv, strides=(1, 1), padding=((0, 0), (1, 0)))
 
   def gradients(f):
-    return jax.jit(jax.vmap(jax.grad(lambda x, a: (f(x, a, **where)**2).sum(), (0, 1))))(x, a)
+    return jax.jit(jax.vmap(jax.grad(lambda x, a: (f(x, a)**2).sum(), (0, 1))))(x, a)
 
-  for one, other in zip(gradients(functools.partial(depthwise.depthwise_conv, interpret=True)),
-                        gradients(ops.depthwise_conv), strict=True):
+  for one, other in zip(gradients(functools.partial(chosen(plain), interpret=True)), gradients(plain), strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
@@ -176,11 +187,11 @@ def lowered(f, *shapes):
 
 KERNELS = {  # function, shapes, and the number of its kernels forward and backward
     "normalize": (depthwise.paired_depthwise_normalize, ((2, 6, 6, 64), (3, 3, 1, 64), (3, 3, 1, 64)), 2),
-    "strided": (functools.partial(depthwise.depthwise_conv, strides=(2, 2), padding=((2, 2), (2, 2))),
+    "strided": (chosen(functools.partial(ops.depthwise_conv, strides=(2, 2), padding=((2, 2), (2, 2)))),
                 ((2, 7, 7, 40), (5, 5, 1, 40)), 2),
     "grouped": (functools.partial(grouped.grouped_pointwise, groups=4, interleaved=True),
                 ((70, 96), (24, 16)), 3),
-    "ic": (functools.partial(ic.ic_conv, padding=ONES), ((2, 6, 6, 40), (3, 3, 40, 24), (40, 24)), 2),
+    "ic": (chosen(functools.partial(ops.ic_conv, padding=ONES)), ((2, 6, 6, 40), (3, 3, 40, 24), (40, 24)), 2),
 }
 
 
@@ -191,7 +202,7 @@ def test_kernels_are_lowered_for_a_gpu(name):
 
 
 def test_vmapped_kernels_are_lowered_for_a_gpu():
-  f = jax.vmap(with_gradients(lambda x, a: depthwise.paired_depthwise_product(x, a, a)))
+  f = jax.vmap(with_gradients(chosen(lambda x, a: ops.paired_depthwise_product(x, a, a))))
   text = lowered(f, (3, 2, 6, 6, 8), (3, 3, 3, 1, 8))
   assert text.count("stablehlo.custom_call @__gpu$xla.gpu.triton") == 2
 
@@ -239,17 +250,21 @@ def test_either_compiles_one_form_for_each_platform():
 
 
 @pytest.mark.parametrize("call,message", [
-    (lambda: depthwise.depthwise_conv(
-        jnp.ones((1, 9, 9, 4)), jnp.ones((7, 7, 1, 4)), strides=(1, 1), padding=ONES),
+    (lambda: depthwise.paired_depthwise_normalize(jnp.ones((1, 9, 9, 4)), *[jnp.ones((7, 7, 1, 4))] * 2),
      r"no depthwise kernel for float32 of \(1, 9, 9, 4\)"),
-    (lambda: depthwise.paired_depthwise_product(
+    (lambda: depthwise.paired_depthwise_normalize(
         jnp.ones((1, 4, 4, 4)), *[jnp.ones((3, 3, 1, 4))] * 2, combine="or"),
      "combine='or': give 'product' or 'min'"),
     (lambda: grouped.grouped_pointwise(jnp.ones((2, 6)), jnp.ones((1, 6)), groups=6),
      "no grouped kernel for float32"),
-    (lambda: ic.ic_conv(jnp.ones((1, 4, 4, 4)), jnp.ones((3, 3, 2, 4)), jnp.ones((4, 4))),
-     "no IC kernel for float32"),
 ])
 def test_what_has_no_kernel_is_refused(call, message):
   with pytest.raises(ValueError, match=message):
     call()
+
+
+def test_there_is_no_ic_kernel_for_groups_of_channels():
+  where = dict(strides=(1, 1), padding=ONES)
+  x, adjust = jnp.ones((1, 4, 4, 4)), jnp.ones((4, 4))
+  assert ic.supports(x, jnp.ones((3, 3, 4, 4)), adjust, **where)
+  assert not ic.supports(x, jnp.ones((3, 3, 2, 4)), adjust, **where)

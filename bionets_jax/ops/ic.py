@@ -20,6 +20,7 @@ from jax import lax
 from bionets_jax.ops.conv import conv
 from bionets_jax.ops.derivatives import own_rules, varying_alike
 from bionets_jax.ops.kernels import choice
+from bionets_jax.ops.kernels import ic as on_gpu
 from bionets_jax.ops.memory import in_memory
 from bionets_jax.ops.padding import Pads, explicit_padding
 
@@ -162,7 +163,7 @@ def ic_conv(
   where = _Where(strides, pads, kernel_dilation, input_dilation, groups, adjust_groups,
                  tuple(precision) if isinstance(precision, list) else precision)
   where = where._replace(how=choice.chosen(
-      "ic", x, kernel.shape[-1], *window, *strides, supported=_on_gpu().supports(
+      "ic", x, kernel.shape[-1], *window, *strides, supported=on_gpu.supports(
           x, kernel, adjust, **where.spatial(), groups=groups, adjust_groups=adjust_groups)))
   hinge = {"inner_bias": inner_bias, "outer_bias": outer_bias}
   hinge = {key: jnp.asarray(value) for key, value in hinge.items() if value is not None}
@@ -189,20 +190,14 @@ class _Where(NamedTuple):
                 input_dilation=self.input_dilation)
 
 
-def _on_gpu():
-  from bionets_jax.ops.kernels import ic  # late: it is made of what is here
-
-  return ic
-
-
 def _plain_ic_conv(x, kernel, adjust, hinge: dict[str, jax.Array], where: _Where) -> jax.Array:
-  return ic_combine(*_branches(x, kernel, adjust, where), **hinge)
+  v = _weigh(box_sum(x, kernel.shape[:-2], **where.spatial()), adjust, where)
+  return ic_combine(_linear(x, kernel, where), v, **hinge)
 
 
-def _branches(x, kernel, adjust, where: _Where) -> tuple[jax.Array, jax.Array]:
-  """u and v."""
-  u = conv(x, kernel, **where.spatial(), groups=where.groups, precision=where.precision)
-  return u, _weigh(box_sum(x, kernel.shape[:-2], **where.spatial()), adjust, where)
+def _linear(x: jax.Array, kernel: jax.Array, where: _Where) -> jax.Array:
+  """u, W's response."""
+  return conv(x, kernel, **where.spatial(), groups=where.groups, precision=where.precision)
 
 
 def _weigh(s: jax.Array, adjust: jax.Array, where: _Where) -> jax.Array:
@@ -212,7 +207,11 @@ def _weigh(s: jax.Array, adjust: jax.Array, where: _Where) -> jax.Array:
               groups=where.adjust_groups, precision=where.precision)
 
 
-_ic_conv = jax.custom_vjp(_plain_ic_conv, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _ic_conv(x, kernel, adjust, hinge, where):
+  if where.how:
+    return _forward(x, kernel, adjust, hinge, where)[0]
+  return _plain_ic_conv(x, kernel, adjust, hinge, where)
 
 
 def _forward(x, kernel, adjust, hinge, where):
@@ -225,9 +224,9 @@ def _forward(x, kernel, adjust, hinge, where):
     # A norm behind it reads it three times.
     return in_memory(ic_combine(u, v, **hinge)), gap.astype(u.dtype) if "alpha" in hinge else (gap > 0).astype(jnp.int8)
 
-  u = conv(x, kernel, **where.spatial(), groups=where.groups, precision=where.precision)
+  u = _linear(x, kernel, where)
   y, kept = choice.either(where.how, functools.partial(
-      _on_gpu().hinge_on_box, window=window, strides=where.strides, padding=where.padding), rest,
+      on_gpu.hinge_on_box, window=window, strides=where.strides, padding=where.padding), rest,
       x, adjust, u, hinge)
   return y, (x, kernel, adjust, hinge, kept)
 
@@ -251,8 +250,7 @@ def _backward(where: _Where, saved, g: jax.Array):
   # From g again: of a mask `kept` less is read than of `through`.
   du = jnp.where(kept > 0, g * (1 + alpha), g).astype(dtype)
 
-  _, pull = jax.vjp(lambda x, kernel: conv(
-      x, kernel, **where.spatial(), groups=where.groups, precision=where.precision), x, kernel)
+  _, pull = jax.vjp(functools.partial(_linear, where=where), x, kernel)
   dx, dkernel = pull(du)
   # What flows into v is -alpha * through. The factor goes to W', which is small, and not over the image.
   factor = -jnp.asarray(alpha, g.dtype)
@@ -268,7 +266,7 @@ def _backward(where: _Where, saved, g: jax.Array):
       return dx + jax.vjp(lambda x: weigh(x, weights), x)[1](dz)[0], dz
 
     dx, dz = choice.either(where.how, functools.partial(
-        _on_gpu().add_through_box, window=kernel.shape[:-2], padding=where.padding), add_through_box,
+        on_gpu.add_through_box, window=kernel.shape[:-2], padding=where.padding), add_through_box,
         through, weights, dx)
     (dweights,) = jax.vjp(lambda weights: weigh(x, weights), weights)[1](dz)
   else:

@@ -54,41 +54,12 @@ def supports(
   return fits and tile.addressable(x.shape, (*x.shape[:3], x.shape[3] * 4))
 
 
-def depthwise_conv(
-    x: jax.Array, kernel: jax.Array, *, strides: Sequence[int], padding: Pads, interpret: bool = False
-) -> jax.Array:
-  """`ops.depthwise_conv` as kernels.
-
-  Args:
-    x: (N, H, W, C).
-    kernel: (*window, 1, C).
-    strides, padding: per spatial axis; explicit (low, high) pairs.
-    interpret: run the kernels as JAX operations, on any device.
-
-  Returns:
-    (N, *out, C) in the dtype of x; sums are in float32.
-
-  Raises:
-    ValueError: on what `supports` does not.
-  """
-  return _filters(x, (kernel,), _where(x, (kernel,), strides, padding, "", interpret))
-
-
-def paired_depthwise_product(
-    x: jax.Array, kernel_a: jax.Array, kernel_b: jax.Array, *, strides: Sequence[int] = (1, 1),
-    padding: Pads = ((1, 1), (1, 1)), combine: str = "product", interpret: bool = False,
-) -> jax.Array:
-  """`ops.paired_depthwise_product` as kernels; arguments and result as there, and as in `depthwise_conv`."""
-  kernels = (kernel_a, kernel_b)
-  return _filters(x, kernels, _where(x, kernels, strides, padding, combine, interpret))
-
-
 def paired_depthwise_normalize(
     x: jax.Array, kernel_a: jax.Array, kernel_b: jax.Array, *, strides: Sequence[int] = (1, 1),
     padding: Pads = ((1, 1), (1, 1)), combine: str = "product", epsilon: float = 1e-5,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """`paired_depthwise_product`, and `ops.batch_normalize` of it without scale and bias.
+  """`ops.paired_depthwise_product`, and `ops.batch_normalize` of it without scale and bias.
 
   The kernel that writes the products adds up their moments as well, which saves a pass over them. In the
   backward pass batch norm's derivative is a line in its cotangent and the product, whose coefficients two
@@ -130,7 +101,7 @@ def _where(x, kernels, strides, padding, combine, interpret) -> _Where:
     raise ValueError(
         f"no depthwise kernel for {x.dtype} of {x.shape} with windows {[k.shape for k in kernels]}, strides "
         f"{strides}, padding {padding}: see depthwise.supports")
-  if combine not in (("product", "min") if len(kernels) == 2 else ("",)):
+  if combine not in ("product", "min"):
     raise ValueError(f"combine={combine!r}: give 'product' or 'min'")
   return _Where(strides, padding, combine, interpret)
 
@@ -194,22 +165,6 @@ def gradients(
 
 def _flat(*arrays: jax.Array) -> list[jax.Array]:
   return [a.reshape(-1) for a in arrays]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _filters(x, kernels, where):
-  return filters(x, kernels, **where._asdict())[0]
-
-
-def _filters_forward(x, kernels, where):
-  return _filters(x, kernels, where), (x, kernels)
-
-
-def _filters_backward(where, saved, g):
-  return gradients(*saved, g, **where._asdict())
-
-
-_filters.defvjp(_filters_forward, _filters_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

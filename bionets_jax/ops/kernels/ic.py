@@ -29,10 +29,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bionets_jax.ops.conv import conv
-from bionets_jax.ops.ic import box_sum, ic_combine
 from bionets_jax.ops.kernels import tile
-from bionets_jax.ops.padding import Pads, explicit_padding
+from bionets_jax.ops.padding import Pads
 
 _PIXELS, _MOST_FEATURES, _CHANNELS = 64, 128, 32  # of a tile of results, and of one of box sums
 _WARPS = 8  # with four, float32 does not fit into registers
@@ -44,7 +42,7 @@ def supports(
     kernel_dilation: Sequence[int] = (1, 1), input_dilation: Sequence[int] = (1, 1), groups: int = 1,
     adjust_groups: int = 1,
 ) -> bool:
-  """Whether `ic_conv` takes these arguments; arrays or their shapes and dtypes, per axis.
+  """Whether the functions below take these arguments; arrays or their shapes and dtypes, per axis.
 
   Images, float32 or half precision, windows of up to 7 x 7, no dilation, no groups, padding not negative.
   """
@@ -57,60 +55,6 @@ def supports(
   channels, features = x.shape[-1], kernel.shape[-1]
   return fits and kernel.shape[2] == channels and adjust.shape == (channels, features) and tile.addressable(
       x.shape, (*_out(x.shape, kernel.shape[:2], strides, padding), features))
-
-
-def ic_conv(
-    x: jax.Array,
-    kernel: jax.Array,
-    adjust: jax.Array,
-    *,
-    inner_bias: jax.Array | None = None,
-    outer_bias: jax.Array | None = None,
-    alpha: jax.Array | float = 1.0,
-    strides: Sequence[int] = (1, 1),
-    padding: str | Sequence[tuple[int, int]] = "SAME",
-    precision: lax.PrecisionLike = None,
-    interpret: bool = False,
-) -> jax.Array:
-  """`ops.ic_conv` with a kernel for everything but the convolution.
-
-  v is not rounded before the hinge. A product in float32 is as precise as the device's default.
-
-  Args:
-    x: (N, H, W, C).
-    kernel: W, (*window, C, features).
-    adjust: W', (C, features).
-    inner_bias, outer_bias: (features,).
-    alpha: scalar or (features,).
-    strides: per spatial axis.
-    padding: 'SAME', 'VALID' or (low, high) pairs per spatial axis.
-    precision: of the convolution, as in `jax.lax`.
-    interpret: run the kernel as JAX operations, on any device.
-
-  Returns:
-    (N, *out, features) in the dtype of x.
-
-  Raises:
-    ValueError: on what `supports` does not.
-  """
-  strides = tuple(strides)
-  pads = explicit_padding(padding, x.shape[1:-1], kernel.shape[:-2], strides)
-  if not supports(x, kernel, adjust, strides=strides, padding=pads):
-    raise ValueError(f"no IC kernel for {x.dtype} of {x.shape} with kernels of {kernel.shape} and "
-                     f"{adjust.shape}, strides {strides}, padding {pads}: see ic.supports")
-  hinge = {"inner_bias": inner_bias, "outer_bias": outer_bias}
-  # Only where alpha = 1 is there no gradient, and a mask in place of the gap.
-  if not (isinstance(alpha, float | int) and alpha == 1):
-    hinge["alpha"] = jnp.asarray(alpha, jnp.float32)
-  hinge = {key: value for key, value in hinge.items() if value is not None}
-  return _ic_conv(x, kernel, adjust, hinge, _Where(strides, pads, precision, interpret))
-
-
-class _Where(NamedTuple):
-  strides: tuple[int, int]
-  padding: Pads
-  precision: lax.PrecisionLike
-  interpret: bool
 
 
 class _Plan(NamedTuple):
@@ -220,23 +164,6 @@ def _backward_kernel(plan: _Plan, dv_ref, matrix_ref, dx_ref, sum_ref, sums_ref)
   tile.store(sum_ref, index, tile.load(dx_ref, index, mask) + through, mask)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _ic_conv(x, kernel, adjust, hinge, where):
-  return _ic_forward(x, kernel, adjust, hinge, where)[0]
-
-
-def _linear(x, kernel, where: _Where) -> jax.Array:
-  return conv(x, kernel, strides=where.strides, padding=where.padding, precision=where.precision)
-
-
-def _ic_forward(x, kernel, adjust, hinge, where: _Where):
-  u = _linear(x, kernel, where)
-  y, kept = hinge_on_box(
-      x, adjust, u, hinge, window=kernel.shape[:2], strides=where.strides, padding=where.padding,
-      interpret=where.interpret)
-  return y, (x, kernel, adjust, hinge, kept)
-
-
 def hinge_on_box(
     x: jax.Array, adjust: jax.Array, u: jax.Array, hinge: dict[str, jax.Array], *, window: Sequence[int],
     strides: Sequence[int], padding: Pads, interpret: bool,
@@ -272,31 +199,3 @@ def add_through_box(
       [jax.ShapeDtypeStruct((dx.size,), dx.dtype), jax.ShapeDtypeStruct((dv.size,), dv.dtype)],
       grid=plan.grid, warps=_WARPS, interpret=interpret, name="ic_backward")
   return total.reshape(dx.shape), sums.reshape(dv.shape)
-
-
-def _ic_backward(where: _Where, saved, g: jax.Array):
-  x, kernel, adjust, hinge, kept = saved
-  # The hinge's derivatives are those of one with u = 0 and this gap.
-  gap = kept.astype(g.dtype)
-  _, pull = jax.vjp(
-      lambda u, v, hinge: ic_combine(u, v, **hinge), jnp.zeros_like(gap), -gap,
-      {key: value if key == "alpha" else jnp.zeros_like(value) for key, value in hinge.items()})
-  du, dv, dhinge = pull(g)
-  _, pull = jax.vjp(lambda x, kernel: _linear(x, kernel, where), x, kernel)
-  dx, dkernel = pull(du)
-  window = kernel.shape[:2]
-
-  def weigh(s, adjust):
-    return jnp.dot(s.reshape(-1, s.shape[-1]), adjust).reshape(*s.shape[:-1], -1)
-
-  if where.strides == (1, 1) and dv.shape[:-1] == x.shape[:-1]:
-    dx, dz = add_through_box(dv, adjust, dx, window=window, padding=where.padding, interpret=where.interpret)
-    _, pull = jax.vjp(lambda adjust: weigh(x, adjust), adjust)
-    return dx, dkernel, *pull(dz), dhinge
-  s, pull_box = jax.vjp(lambda x: box_sum(x, window, strides=where.strides, padding=where.padding), x)
-  _, pull = jax.vjp(weigh, s, adjust)
-  ds, dadjust = pull(dv)
-  return dx + pull_box(ds)[0], dkernel, dadjust, dhinge
-
-
-_ic_conv.defvjp(_ic_forward, _ic_backward)
