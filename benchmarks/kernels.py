@@ -30,7 +30,7 @@ import timing
 
 from bionets_jax import ops
 from bionets_jax.layers.grouped_pointwise import group_count
-from bionets_jax.ops.kernels import choice, depthwise, grouped
+from bionets_jax.ops.kernels import choice, grouped
 
 ONES = ((1, 1), (1, 1))
 # Of the norm: half precision rounds every result, float32 products have 10 bits of mantissa on tensor cores;
@@ -193,12 +193,9 @@ def normal(*shape: int, seed: int = 0, scale: float = 1.0) -> np.ndarray:
 def normalize_case(n, side, channels, stride) -> Case:
   where = dict(strides=(stride, stride), padding=ONES)
   kernels = [normal(3, 3, 1, channels, seed=seed, scale=1 / 3) for seed in (1, 2)]
-
-  def plain(x, a, b):
-    return ops.batch_normalize(ops.paired_depthwise_product(x, a, b, **where), None, None, epsilon=1e-5)
-
+  plain = functools.partial(ops.paired_depthwise_normalize, epsilon=1e-5, **where)
   e, out = n * side**2 * channels, n * (-(-side // stride))**2 * channels
-  return Case(functools.partial(depthwise.paired_depthwise_normalize, **where), plain,
+  return Case(chosen(plain), plain,
               [normal(n, side, side, channels), *kernels], (side, side, channels, 3, 3, stride, stride),
               # products written; read and normalised; then both sums' reading of p and g
               (e + 3 * out, (e + 3 * out) + 2 * out + (2 * e + out)))

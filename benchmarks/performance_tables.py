@@ -43,24 +43,25 @@ def networks(content: Mapping[str, Any]) -> str:
 
 
 def units(content: Mapping[str, Any]) -> str:
-  rows = [["unit", "shape", "forward vs PyTorch", "vs plain", "with gradients vs PyTorch", "vs plain"]]
+  rows = [["unit", "shape", "forward vs PyTorch", "vs torch.compile", "vs plain", "with gradients vs PyTorch",
+           "vs torch.compile", "vs plain"]]
   for name, shapes in content["units"].items():
     for shape, found in shapes.items():
       ratios = [_spread(found[mode]["ours"].get(word)) for mode in ("forward", "backward")
-                for word in ("vs torch", "vs plain")]
+                for word in ("vs torch", "vs compiled", "vs plain")]
       rows.append([name, shape, *ratios])
   return f"{_where(content)}\n\n{table(rows)}"
 
 
 def mbconv(content: Mapping[str, Any]) -> str:
-  rows = [["block", "batch", "1x1", "forward vs PyTorch", "with gradients vs PyTorch", "vs dense",
-           "PyTorch's vs its dense"]]
+  rows = [["block", "batch", "1x1", "forward vs PyTorch", "with gradients vs PyTorch", "vs torch.compile",
+           "vs dense", "PyTorch's vs its dense"]]
   for shape, found in content["shapes"].items():
     for kind, word in (("plain", "dense"), ("k", "grouped")):
       ours, theirs = (found["backward"][f"{kind} {side}"] for side in ("ours", "torch"))
       rows.append([
           shape, str(found["batch"]), word, _spread(found["forward"][f"{kind} ours"]["vs torch"]),
-          _spread(ours["vs torch"]), _spread(ours.get("vs plain")), _spread(theirs.get("vs plain"))])
+          _spread(ours["vs torch"]), _spread(ours.get("vs compiled")), _spread(ours.get("vs plain")), _spread(theirs.get("vs plain"))])
   return f"{_where(content)}\n\n{table(rows)}"
 
 

@@ -11,8 +11,8 @@ Candidates: 'ours' is the public function of `bionets_jax.ops`; 'autodiff' the s
 `ops.plain_derivatives()`; 'plain' the layer that the unit stands for (convolution, dense 1x1); 'torch' the
 obvious form in PyTorch, channels last; 'compiled' the same under torch.compile.
 
-What it does not show: EfficientNet's blocks (benchmarks/mbconv.py), whole networks (benchmarks/networks.py), and machines other than this one. On a GPU the
-candidates run in bfloat16 (torch: the same type, no autocast).
+What it does not show: EfficientNet's blocks (benchmarks/mbconv.py), whole networks (benchmarks/networks.py), and
+machines other than this one. On a GPU the candidates run in bfloat16 (torch: the same type, no autocast).
 """
 
 import argparse
@@ -91,6 +91,7 @@ def measure(case, options, name: str):
     calls = {key: ours(function, arrays, mode) for key, function in functions.items() if key != "torch"}
     calls["torch"] = theirs(functions["torch"], arrays, mode)
     if options.compile:
+      torch._dynamo.reset()  # it gives up a function after eight shapes
       calls["compiled"] = theirs(torch.compile(functions["torch"], dynamic=False), arrays, mode)
     want = reference[:1] if mode == "forward" else reference
     results = {key: to_numpy(call()) for key, call in calls.items() if key != "plain"}
@@ -98,21 +99,22 @@ def measure(case, options, name: str):
     seconds = timing.interleaved(calls, options.rounds, timing.wait_for)
     found[mode] = {key: {
         "ms": 1e3 * statistics.median(seconds[key]), **{
-            f"vs {other}": timing.ratio(seconds, key, other) for other in ("torch", "plain")}}
-        for key in calls}
+            f"vs {other}": timing.ratio(seconds, key, other) for other in ("torch", "compiled", "plain")
+            if other in calls}} for key in calls}
   return found
 
 
 def show(name: str, found) -> None:
   for mode in ("forward", "backward"):
     rows = [[f"{name}, {'with gradients' if mode == 'backward' else mode}", "ours ms", "vs plain", "vs torch",
-             "quartiles", "autodiff vs ours", "torch ms"]]
+             "quartiles", "vs compiled", "autodiff vs ours", "torch ms"]]
     for shape, values in found.items():
       one, torch_one, plain = (values[mode][key] for key in ("ours", "torch", "autodiff"))
-      spread = one["vs torch"]
+      spread, compiled = one["vs torch"], one.get("vs compiled")
       rows.append([
           shape, f"{one['ms']:.2f}", f"{one['vs plain']['median']:.2f}", f"{spread['median']:.2f}",
-          f"{spread['low']:.2f}-{spread['high']:.2f}", f"{plain['ms'] / one['ms']:.2f}",
+          f"{spread['low']:.2f}-{spread['high']:.2f}",
+          f"{compiled['median']:.2f}" if compiled else "", f"{plain['ms'] / one['ms']:.2f}",
           f"{torch_one['ms']:.2f}"])
     print("\n" + timing.table(rows), flush=True)
 

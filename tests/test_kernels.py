@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bionets_jax import ops
+from bionets_jax.layers import BatchNorm, FPBlock
 from bionets_jax.ops.grouped import grouped_pointwise_reference
 from bionets_jax.ops.kernels import choice, depthwise, grouped, ic, tile
 
@@ -81,13 +82,27 @@ def test_the_smaller_of_two_filters():
 
 def test_product_with_batch_norm():
   shape, window, strides, padding = RAGGED
-  where = dict(strides=strides, padding=padding)
+  plain = functools.partial(ops.paired_depthwise_normalize, epsilon=1e-3, strides=strides, padding=padding)
+  agree(chosen(plain), plain, [random(*shape), *(random(*window, 1, shape[-1], seed=seed) for seed in (2, 3))], tolerance=2e-6)
 
-  def plain(x, a, b):
-    return ops.batch_normalize(ops.paired_depthwise_product(x, a, b, **where), None, None, epsilon=1e-3)
 
-  agree(functools.partial(depthwise.paired_depthwise_normalize, epsilon=1e-3, **where), plain,
-        [random(*shape), *(random(*window, 1, shape[-1], seed=seed) for seed in (2, 3))], tolerance=2e-6)
+def test_fp_block_with_kernels():
+  """The kernel stands for the filters, their product and its norm, and leaves the running statistics as they are."""
+  block, x = FPBlock(4, kernel_init=jax.nn.initializers.normal(0.5)), jnp.asarray(random(2, 5, 4, 3), jnp.float32)
+  variables = jax.jit(lambda x: block.init(jax.random.key(0), x, train=False))(x)
+
+  def run(mode):
+    def loss(params):
+      with choice.gpu_kernels(mode):
+        y, state = block.apply({**variables, "params": params}, x, train=True, mutable=["batch_stats"])
+      return (y * y).sum(), state
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True)), variables["params"]
+
+  step, params = run("interpret")
+  assert "depthwise_forward" in str(jax.make_jaxpr(step)(params))
+  for a, b in zip(jax.tree.leaves(step(params)), jax.tree.leaves(run("off")[0](params)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 def test_programs_that_take_several_tiles(monkeypatch):
@@ -186,7 +201,7 @@ def lowered(f, *shapes):
 
 
 KERNELS = {  # function, shapes, and the number of its kernels forward and backward
-    "normalize": (depthwise.paired_depthwise_normalize, ((2, 6, 6, 64), (3, 3, 1, 64), (3, 3, 1, 64)), 2),
+    "normalize": (chosen(functools.partial(ops.paired_depthwise_normalize, epsilon=1e-3)), ((2, 6, 6, 64), (3, 3, 1, 64), (3, 3, 1, 64)), 2),
     "strided": (chosen(functools.partial(ops.depthwise_conv, strides=(2, 2), padding=((2, 2), (2, 2)))),
                 ((2, 7, 7, 40), (5, 5, 1, 40)), 2),
     "grouped": (functools.partial(grouped.grouped_pointwise, groups=4, interleaved=True),
@@ -250,11 +265,8 @@ def test_either_compiles_one_form_for_each_platform():
 
 
 @pytest.mark.parametrize("call,message", [
-    (lambda: depthwise.paired_depthwise_normalize(jnp.ones((1, 9, 9, 4)), *[jnp.ones((7, 7, 1, 4))] * 2),
-     r"no depthwise kernel for float32 of \(1, 9, 9, 4\)"),
-    (lambda: depthwise.paired_depthwise_normalize(
-        jnp.ones((1, 4, 4, 4)), *[jnp.ones((3, 3, 1, 4))] * 2, combine="or"),
-     "combine='or': give 'product' or 'min'"),
+    (lambda: BatchNorm(use_scale=False).init(jax.random.key(0), jnp.ones((2, 3)), False, fused=max),
+     "fused is for one with neither scale nor bias"),
     (lambda: grouped.grouped_pointwise(jnp.ones((2, 6)), jnp.ones((1, 6)), groups=6),
      "no grouped kernel for float32"),
 ])

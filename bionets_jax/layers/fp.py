@@ -52,13 +52,23 @@ class DepthwisePair(nn.Module):
     shape = (*self.kernel_size, 1, x.shape[-1])
     a = self.param("kernel_a", self.kernel_init, shape, self.param_dtype)
     b = self.param("kernel_b", self.kernel_init, shape, self.param_dtype)
-    dtype = self.dtype or jnp.result_type(x, a)
-    x, a, b = x.astype(dtype), a.astype(dtype), b.astype(dtype)
-    where = dict(strides=(self.strides,) * 2, padding=tuple((k // 2, k // 2) for k in self.kernel_size))
+    x, a, b = self._in_dtype(x, a, b)
     if self.branch is None:
-      return ops.paired_depthwise_product(x, a, b, combine=self.combine, **where)
-    a, b = (self.branch(ops.depthwise_conv(x, kernel, **where)) for kernel in (a, b))
+      return ops.paired_depthwise_product(x, a, b, combine=self.combine, **self._where())
+    a, b = (self.branch(ops.depthwise_conv(x, kernel, **self._where())) for kernel in (a, b))
     return COMBINES[self.combine](a, b)
+
+  def normalizer(self, x: jax.Array) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    """What `BatchNorm` takes as `fused` for the result of a call with x before, if there is no `branch`."""
+    arrays = self._in_dtype(x, self.get_variable("params", "kernel_a"), self.get_variable("params", "kernel_b"))
+    return partial(ops.paired_depthwise_normalize, *arrays, combine=self.combine, **self._where())
+
+  def _in_dtype(self, x: jax.Array, *kernels: jax.Array) -> list[jax.Array]:
+    dtype = self.dtype or jnp.result_type(x, kernels[0])
+    return [array.astype(dtype) for array in (x, *kernels)]
+
+  def _where(self) -> dict[str, Any]:
+    return dict(strides=(self.strides,) * 2, padding=tuple((k // 2, k // 2) for k in self.kernel_size))
 
   def macs(self, output_shape: Shape, in_features: int) -> int:
     """Multiply-adds of the two filters in one call; the product is not counted."""
@@ -129,16 +139,20 @@ class FPBlock(nn.Module):
     y = conv_norm_act(x, self.pointwise, width, (1, 1), norm=norm, act=nn.relu, name="conv1", **options)
     strides = 2 if journal and self.pool else 1
     branch = _instance_norm_relu if journal else None
+    behind = None if journal else norm(name="bn2", use_scale=False, use_bias=False)
     if self.single_filter:
       y = Conv(width, self.kernel_size, strides=strides, padding=[(k // 2, k // 2) for k in self.kernel_size],
                feature_group_count=width, use_bias=False, name="filter", **options)(y)
-      if journal:
-        y = branch(y)
+      y = branch(y) if journal else nn.relu(behind(y))
     else:
-      y = DepthwisePair(self.kernel_size, strides, self.combine, branch, name="filters", **options)(y)
-    if not journal:
-      y = norm(name="bn2", use_scale=False, use_bias=False)(y)
-      y = nn.relu(y) if self.single_filter else y
+      pair = DepthwisePair(self.kernel_size, strides, self.combine, branch, name="filters", **options)
+      combined = pair(y)
+      if journal:
+        y = combined
+      elif isinstance(behind, BatchNorm):
+        y = behind(combined, fused=pair.normalizer(y))
+      else:
+        y = behind(combined)
     y = conv_norm_act(
         y, self.pointwise, self.features, (1, 1), norm=norm, act=nn.relu, name="conv3", **options)
     if journal:

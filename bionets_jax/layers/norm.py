@@ -1,5 +1,6 @@
 """BatchNorm whose statistics are a stated choice: over the whole batch, or over groups of it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,10 @@ class BatchNorm(nn.Module):
 
   A drop-in for `flax.linen.BatchNorm` without its `axis`, `axis_name` and `mask`.
 
+  Where x is the result of an operation that `bionets_jax.ops` has together with the normalisation, `fused` of
+  the call is that: a function of `epsilon`, `groups` and `dtype` to (y, mean, var), in place of
+  `ops.batch_normalize` of x. In training it stands for x, which is then not computed.
+
   Attributes:
     use_running_average: normalise by the running statistics (evaluation) or by the batch's
       (training); here or in the call, not in both.
@@ -36,7 +41,7 @@ class BatchNorm(nn.Module):
     use_scale, use_bias: whether there are affine parameters.
 
   Raises:
-    ValueError: in training, if the batch does not divide into the groups.
+    ValueError: in training, if the batch does not divide into the groups; if `fused` meets a scale or bias.
   """
 
   use_running_average: bool | None = None
@@ -51,7 +56,10 @@ class BatchNorm(nn.Module):
   bias_init: Initializer = nn.initializers.zeros_init()
 
   @nn.compact
-  def __call__(self, x: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+  def __call__(
+      self, x: jax.Array, use_running_average: bool | None = None, *,
+      fused: Callable[..., tuple[jax.Array, jax.Array, jax.Array]] | None = None,
+  ) -> jax.Array:
     use_running_average = nn.merge_param(
         "use_running_average", self.use_running_average, use_running_average)
     features = x.shape[-1]
@@ -62,6 +70,8 @@ class BatchNorm(nn.Module):
 
     scale = self.param("scale", self.scale_init, (features,), self.param_dtype) if self.use_scale else None
     bias = self.param("bias", self.bias_init, (features,), self.param_dtype) if self.use_bias else None
+    if fused and (self.use_scale or self.use_bias):
+      raise ValueError(f"BatchNorm '{'/'.join(self.path)}': fused is for one with neither scale nor bias")
     if use_running_average:
       mean, var = running_mean.value.astype(wide), running_var.value.astype(wide)
       factor = jax.lax.rsqrt(var + self.epsilon)
@@ -72,8 +82,8 @@ class BatchNorm(nn.Module):
         raise ValueError(
             f"BatchNorm '{'/'.join(self.path)}': a batch of {x.shape[0]} does not divide into "
             f"{self.groups} groups")
-      y, mean, var = ops.batch_normalize(
-          x, scale, bias, epsilon=self.epsilon, groups=self.groups, dtype=dtype)
+      how = dict(epsilon=self.epsilon, groups=self.groups, dtype=dtype)
+      y, mean, var = fused(**how) if fused else ops.batch_normalize(x, scale, bias, **how)
       if not self.is_initializing():
         keep = self.momentum
         running_mean.value = keep * running_mean.value + (1 - keep) * mean.mean(0)

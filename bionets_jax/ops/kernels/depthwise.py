@@ -19,7 +19,6 @@ writes f float32 cotangents between its passes.
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,58 +51,6 @@ def supports(
       s <= k <= _MOST_EXTENT and 0 <= lo < k and 0 <= hi < k and size + lo + hi >= k
       for size, k, s, (lo, hi) in zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True))
   return fits and tile.addressable(x.shape, (*x.shape[:3], x.shape[3] * 4))
-
-
-def paired_depthwise_normalize(
-    x: jax.Array, kernel_a: jax.Array, kernel_b: jax.Array, *, strides: Sequence[int] = (1, 1),
-    padding: Pads = ((1, 1), (1, 1)), combine: str = "product", epsilon: float = 1e-5,
-    interpret: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """`ops.paired_depthwise_product`, and `ops.batch_normalize` of it without scale and bias.
-
-  The kernel that writes the products adds up their moments as well, which saves a pass over them. In the
-  backward pass batch norm's derivative is a line in its cotangent and the product, whose coefficients two
-  sums give; the kernel computes the product again and puts it in, which saves writing that cotangent and
-  reading it.
-
-  Args:
-    x: (N, H, W, C).
-    kernel_a, kernel_b: (*window, 1, C).
-    strides, padding: per spatial axis; explicit (low, high) pairs.
-    combine: 'product' or 'min'.
-    epsilon: added to the variance.
-    interpret: run the kernels as JAX operations, on any device.
-
-  Returns:
-    (y, mean, var): y (N, *out, C) in the dtype of x; mean and biased variance of the products, (1, C)
-    float32.
-
-  Raises:
-    ValueError: on what `supports` does not.
-  """
-  kernels = (kernel_a, kernel_b)
-  return _normalize(x, kernels, _where(x, kernels, strides, padding, combine, interpret), epsilon)
-
-
-class _Where(NamedTuple):
-  """The arguments that are no arrays."""
-
-  strides: tuple[int, ...]
-  padding: Pads
-  combine: str
-  interpret: bool
-
-
-def _where(x, kernels, strides, padding, combine, interpret) -> _Where:
-  strides, padding = tuple(strides), tuple(map(tuple, padding))
-  shapes = {kernel.shape for kernel in kernels}
-  if len(shapes) > 1 or not supports(x, kernels[0], strides=strides, padding=padding):
-    raise ValueError(
-        f"no depthwise kernel for {x.dtype} of {x.shape} with windows {[k.shape for k in kernels]}, strides "
-        f"{strides}, padding {padding}: see depthwise.supports")
-  if combine not in ("product", "min"):
-    raise ValueError(f"combine={combine!r}: give 'product' or 'min'")
-  return _Where(strides, padding, combine, interpret)
 
 
 def plan(x: jax.Array, kernel: jax.Array, filters: int, strides, padding: Pads, back: bool) -> sweep.Plan:
@@ -167,23 +114,34 @@ def _flat(*arrays: jax.Array) -> list[jax.Array]:
   return [a.reshape(-1) for a in arrays]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _normalize(x, kernels, where, epsilon):
-  return _normalize_forward(x, kernels, where, epsilon)[0]
+def normalize(
+    x: jax.Array, kernels: tuple[jax.Array, ...], *, epsilon: float, **where
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """`filters`, and `ops.batch_normalize` of them without scale and bias: (y, mean, var, p), p the responses.
 
+  The kernel that writes p adds up its moments as well, which saves a pass over it.
 
-def _normalize_forward(x, kernels, where, epsilon):
-  p, sums = filters(x, kernels, moments=True, **where._asdict())
+  Without a derivative of its own. Mean and biased variance are (1, C) float32.
+  """
+  p, sums = filters(x, kernels, moments=True, **where)
   # One pass over p; the difference can round below zero.
   mean, square = sums / (p.size // p.shape[-1])
   var = jnp.maximum(square - mean * mean, 0.0)
   y = ((p - mean) * jax.lax.rsqrt(var + epsilon)).astype(x.dtype)
-  return (y, mean[None], var[None]), (x, kernels, p, mean, var)
+  return y, mean[None], var[None], p
 
 
-def _normalize_backward(where, epsilon, saved, cotangents):
-  x, kernels, p, mean, var = saved
+def normalize_gradients(
+    x: jax.Array, kernels: tuple[jax.Array, ...], p: jax.Array, mean: jax.Array, var: jax.Array,
+    cotangents: tuple[jax.Array, jax.Array, jax.Array], *, epsilon: float, **where
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  """The gradients of `normalize` with respect to x and kernels, for the cotangents of y, mean and var.
+
+  Batch norm's derivative is a line in its cotangent and p, whose coefficients two sums give; the kernel computes
+  p again and puts it in, which saves writing that cotangent and reading it.
+  """
   g, dmean, dvar = cotangents
+  mean, var = mean[0], var[0]
   n = p.size // p.shape[-1]
   factor = jax.lax.rsqrt(var + epsilon)
   wide = g.astype(jnp.float32)
@@ -191,7 +149,4 @@ def _normalize_backward(where, epsilon, saved, cotangents):
   slope = (2 * dvar[0] - factor**3 * sum_gp) / n
   offset = (dmean[0] - factor * sum_g) / n
   line = jnp.stack([factor, slope, offset - slope * mean])
-  return gradients(x, kernels, g, line, **where._asdict())
-
-
-_normalize.defvjp(_normalize_forward, _normalize_backward)
+  return gradients(x, kernels, g, line, **where)
