@@ -1,0 +1,217 @@
+"""A long run that does little but everything: memory, open files and threads of all its processes over hours.
+
+    python benchmarks/soak.py [--hours=2] [--sample=10] [--workdir=DIR] [--json=FILE]
+
+A small network is trained on JPEGs that two worker processes decode, with an evaluation (workers of its own) every 25
+steps and a checkpoint every 10. Every few seconds the sizes of the process and of its descendants are read from /proc;
+in the end it is stopped by SIGTERM and has to leave with status 75. Slopes are least squares over the time after the
+first quarter, with twice their standard error; a slope counts as growth if it is above its error and the whole run
+would gain more than 2 % by it. Exit status 1 if anything grows or the run ends by itself.
+
+What it does not show: GPUs' memory, file systems over a network, and leaks smaller than the error.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import timing
+
+from bionets_jax.data.generated import GeneratedSource
+from bionets_jax.training.config import classification_config
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FIRST_QUARTER = 0.25  # caches fill
+GROWTH = 0.02  # of the mean, over the whole run
+SERIES = {
+    "memory, all processes": "MiB", "memory, main process": "MiB", "open files": "files", "threads": "threads",
+    "shared memory": "MiB", "workdir": "MiB", "step": "steps"}
+
+
+def get_config(folder: str):
+  """The run's config: `launch.py --config=benchmarks/soak.py:FOLDER`."""
+  config = classification_config()
+  config.model.name = "ic_resnet20_cifar"
+  config.model.options.stage_sizes = (1, 1, 1)
+  config.data.name, config.data.dir, config.data.eval_split = "folder", folder, "validation"
+  config.data.train_transform, config.data.eval_transform = "random_resized_crop(32)|flip", "resize(40)|center_crop(32)"
+  config.data.workers = 2
+  config.batch_size = 16
+  config.duration = "100000000 steps"
+  config.schedule.kind, config.schedule.lr = "constant", 0.001
+  config.log_every, config.eval_every, config.checkpoint_every = "10 steps", "25 steps", "10 steps"
+  return config
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--hours", type=float, default=2.0)
+  parser.add_argument("--sample", type=float, default=10.0, metavar="SECONDS", help="between two samples")
+  parser.add_argument("--workdir", help="default: a temporary one")
+  parser.add_argument("--json", metavar="FILE", help="also FILE with .png in place of .json: the plot")
+  options = parser.parse_args()
+  with tempfile.TemporaryDirectory() as scratch:
+    workdir = options.workdir or os.path.join(scratch, "run")
+    data = os.path.join(scratch, "images")
+    write_images(data)
+    with open(os.path.join(scratch, "output.txt"), "w+", encoding="utf-8") as output:
+      process = subprocess.Popen(
+          [sys.executable, "launch.py", f"--config={os.path.relpath(__file__, ROOT)}:{data}", f"--workdir={workdir}"],
+          cwd=ROOT, env=os.environ | {"PYTHONPATH": os.path.dirname(os.path.abspath(__file__))}, stdout=output,
+          stderr=subprocess.STDOUT)
+      try:
+        samples = watch(process, workdir, options)
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(60)
+      finally:
+        process.kill()
+      output.seek(0)
+      said = output.read()
+  if status != 75 or not samples:
+    print(said[-4000:])
+    print(f"the run left with status {status}, expected 75", file=sys.stderr)
+    return 1
+  found = {name: slope(samples, name) for name in SERIES if name != "step"}
+  show(found, samples)
+  if options.json:
+    timing.write(options.json, {"machine": timing.machine(), "hours": samples[-1]["hours"],
+                                "steps": samples[-1]["step"], "slopes": found, "samples": samples})
+    plot(samples, os.path.splitext(options.json)[0] + ".png")
+  return int(any(one["grows"] for one in found.values()))
+
+
+def write_images(folder: str) -> None:
+  """Made-up JPEGs in the layout FOLDER/SPLIT/CLASS/*.jpg."""
+  from PIL import Image
+
+  for split in ("train", "validation"):
+    source = GeneratedSource("generated/imagenet2012", split)
+    for index in range(len(source)):
+      image, label, _ = source.read(index)
+      path = os.path.join(folder, split, str(label % 8), f"{index}.jpg")
+      os.makedirs(os.path.dirname(path), exist_ok=True)
+      Image.fromarray(image).save(path)
+
+
+def watch(process: subprocess.Popen, workdir: str, options: argparse.Namespace) -> list[dict[str, float]]:
+  """Samples of a run until its time is over, or it ends."""
+  samples: list[dict[str, float]] = []
+  start = time.monotonic()
+  while (gone := time.monotonic() - start) < 3600 * options.hours:
+    time.sleep(options.sample)
+    if process.poll() is not None:
+      break
+    now = sample(process.pid, workdir)
+    if not now["step"]:
+      start = time.monotonic()  # it is still coming up
+      continue
+    samples.append({"hours": gone / 3600} | now)
+    if len(samples) % max(1, round(60 / options.sample)) == 0:
+      left = options.hours - gone / 3600
+      print(f"{gone / 60:6.1f} min  step {now['step']:>7.0f}  " + "  ".join(
+          f"{name} {now[name]:.0f}" for name in SERIES if name != "step") + f"  left {60 * left:.0f} min", flush=True)
+  return samples
+
+
+def sample(pid: int, workdir: str) -> dict[str, float]:
+  """What the processes hold now; the number of the newest log line."""
+  main = _held(pid)
+  total = [sum(values) for values in zip(*(_held(one) for one in (pid, *descendants(pid))), strict=True)]
+  return {
+      "memory, all processes": total[0] / 2**20, "memory, main process": main[0] / 2**20, "open files": total[1],
+      "threads": total[2], "shared memory": _bytes_under("/dev/shm") / 2**20,
+      "workdir": _bytes_under(os.path.join(workdir, "checkpoints")) / 2**20, "step": _newest_step(workdir)}
+
+
+def descendants(pid: int) -> list[int]:
+  """All processes under one."""
+  children: dict[int, list[int]] = {}
+  for name in filter(str.isdigit, os.listdir("/proc")):
+    try:
+      with open(f"/proc/{name}/stat", encoding="utf-8") as file:
+        parent = int(file.read().rpartition(")")[2].split()[1])
+    except OSError:
+      continue  # it has ended
+    children.setdefault(parent, []).append(int(name))
+  found, new = [], [pid]
+  while new:
+    new = [child for parent in new for child in children.get(parent, [])]
+    found += new
+  return found
+
+
+def _held(pid: int) -> tuple[int, int, int]:
+  """(bytes, with what is shared by n processes as an n-th; open files; threads); zeros of a process that has ended."""
+  try:
+    with open(f"/proc/{pid}/smaps_rollup", encoding="utf-8") as file:
+      memory = next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+    return memory, len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
+  except (OSError, StopIteration):
+    return 0, 0, 0
+
+
+def _bytes_under(folder: str) -> int:
+  total = 0
+  for parent, _, names in os.walk(folder):
+    for name in names:
+      try:
+        total += os.lstat(os.path.join(parent, name)).st_size
+      except OSError:
+        pass  # a checkpoint that was just removed
+  return total
+
+
+def _newest_step(workdir: str) -> int:
+  try:
+    with open(os.path.join(workdir, "metrics.jsonl"), "rb") as file:
+      file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+      lines = file.read().splitlines()
+    return int(lines[-1].partition(b'"step": ')[2].partition(b",")[0])
+  except (OSError, IndexError, ValueError):
+    return 0
+
+
+def slope(samples: list[dict[str, float]], name: str) -> dict[str, float | bool]:
+  """{'per_hour', 'error' (two standard errors), 'mean', 'least', 'most', 'grows'} of a series after its first quarter."""
+  hours = np.array([s["hours"] for s in samples])
+  late = hours >= FIRST_QUARTER * hours[-1]
+  x, y = hours[late], np.array([s[name] for s in samples])[late]
+  x = x - x.mean()
+  per_hour = float((x * y).sum() / (x * x).sum())
+  residual = y - y.mean() - per_hour * x
+  error = float(2 * np.sqrt((residual**2).sum() / max(1, len(x) - 2) / (x * x).sum()))
+  gain = per_hour * hours[-1]
+  return {"per_hour": per_hour, "error": error, "mean": float(y.mean()), "least": float(y.min()),
+          "most": float(y.max()), "grows": bool(per_hour > error and gain > GROWTH * y.mean())}
+
+
+def show(found: dict[str, dict], samples: list[dict[str, float]]) -> None:
+  rows = [["of the run", "mean", "least", "most", "an hour", "+-", "grows"]]
+  for name, one in found.items():
+    rows.append([f"{name} ({SERIES[name]})", *(f"{one[key]:.1f}" for key in ("mean", "least", "most")),
+                 f"{one['per_hour']:+.2f}", f"{one['error']:.2f}", "YES" if one["grows"] else "no"])
+  print(f"\n{samples[-1]['hours']:.2f} hours, {samples[-1]['step']:.0f} steps, {len(samples)} samples\n")
+  print(timing.table(rows), flush=True)
+
+
+def plot(samples: list[dict[str, float]], path: str) -> None:
+  """One panel for each series."""
+  from matplotlib.figure import Figure
+
+  names = [name for name in SERIES if name != "step"]
+  figure = Figure(figsize=(9, 5), layout="constrained")
+  for axes, name in zip(figure.subplots(2, 3).flat, names, strict=True):
+    axes.plot([s["hours"] for s in samples], [s[name] for s in samples], linewidth=0.8)
+    axes.set(title=name, xlabel="hours", ylabel=SERIES[name])
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+  figure.savefig(path, dpi=110)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
