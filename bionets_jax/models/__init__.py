@@ -15,6 +15,7 @@ from bionets_jax.layers.ic import check_options
 from bionets_jax.layers.socket import Unit, check_sockets, unit_class
 from bionets_jax.models.common import he_fan_in
 from bionets_jax.models.efficientnet import VARIANTS, EfficientNet
+from bionets_jax.models.fields import check_fields
 from bionets_jax.models.mobilenet import MobileNet
 from bionets_jax.models.resnet import ResNet
 from bionets_jax.models.vgg import VGG
@@ -152,8 +153,8 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
     A `flax.linen.Module` that maps (N, H, W, C) float images to (N, num_classes) float32 logits.
 
   Raises:
-    ValueError: for an unknown name or override, with those that come near; for a unit that a socket
-      cannot hold.
+    ValueError: for an unknown name or override, with those that come near; for a value of the wrong type,
+      or no size of a network; for a unit that a socket cannot hold.
   """
   entry = _lookup(name)
   fields = dict(entry.fields)
@@ -170,6 +171,7 @@ def create_model(name: str, num_classes: int | None = None, **overrides: Any) ->
     if key not in known:
       raise ValueError(_unknown(name, key, known, family))
   model = entry.backbone(**(fields | overrides))
+  check_fields(model, overrides)
   check_sockets(model)
   check = getattr(model, "check", None)
   if check is not None:

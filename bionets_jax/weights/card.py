@@ -25,8 +25,9 @@ _DATA = {
     "imagenet2012": ("ILSVRC/imagenet-1k", "ImageNet 2012"),
 }  # fmt: skip
 # Of a run's config: what says where things were, or how it was reported, and nothing of the weights.
-_NOT_SHOWN = ("data.dir", "data.workers", "teacher.weights", "device", "keep_checkpoints", "log_every",
-              "checkpoint_every", "eval_batch_size", "side_by_side", "seeds", "paper", "model")
+_NOT_SHOWN = ("data.dir", "data.workers", "teacher.weights", "device", "keep_checkpoints", "keep_best",
+              "keep_every", "log_every", "checkpoint_every", "eval_batch_size", "side_by_side", "seeds", "paper",
+              "model")
 
 
 def write_card(

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from bionets_jax.terminal import printable
+
 _SOURCE = ("the workdir of a finished run; a .safetensors, .npz, .pth, .pt, .th, .bin, .h5 or .keras file; or "
            "an address: hf://OWNER/REPO, torchvision://ResNet50_Weights.IMAGENET1K_V1")
 # Kept here, and checked against `export.TARGETS` by its own tests: --help should not have to import JAX.
@@ -94,9 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   from bionets_jax.weights import commands
 
   try:
-    return commands.run(options, say=lambda text: print(text, flush=True))
+    return commands.run(options, say=lambda text: print(printable(text), flush=True))
   except (ValueError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(printable(f"error: {error}"), file=sys.stderr)
     return 1
 
 

@@ -20,6 +20,7 @@ from bionets_jax.weights.diverge_hints import hint, relative
 from bionets_jax.weights.execution import call_order
 from bionets_jax.weights.layer_outputs import Layer, layer_outputs
 from bionets_jax.weights.native import LAYOUT as OWN
+from bionets_jax.weights.npz_file import NpzFileError, read_npz_file
 
 IMAGES, FORMAT = "images", "data_format"  # in the file, beside the layers
 FORMATS = ("NCHW", "NHWC")
@@ -123,10 +124,9 @@ def read_activations(path: str | os.PathLike) -> dict[str, np.ndarray]:
   if not os.path.isfile(path):
     raise FileNotFoundError(f"{path}: no such file")
   try:
-    with np.load(path, allow_pickle=False) as file:
-      found = dict(file)
-  except Exception as error:  # zipfile, zlib and NumPy each have their own for a damaged file
-    raise ValueError(f"{path}: no .npz file of arrays ({type(error).__name__}: {error})") from error
+    found = read_npz_file(path)
+  except NpzFileError as error:
+    raise ValueError(f"{path}: no .npz file of arrays ({error})") from error
   if IMAGES not in found:
     raise ValueError(f"{path}: has no array {IMAGES!r}, the input that the layers' outputs are of")
   return found

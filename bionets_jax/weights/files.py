@@ -60,7 +60,7 @@ def read_tensors(path):
 
 def _kind(path, head, suffix):
   """Whose file it is: 'safetensors', 'keras', 'npz' or 'torch'."""
-  by_suffix = "keras" if suffix in _KERAS else "npz" if suffix == ".npz" else "torch"
+  by_suffix = "keras" if suffix in _KERAS else suffix[1:] if suffix in (".npz", ".safetensors") else "torch"
   if head.startswith(HDF5_MAGIC):
     return "keras"
   if head[8:9] == b"{":

@@ -36,7 +36,8 @@ def parse(source: str) -> Address:
   """
   match = _ADDRESS.fullmatch(source.removesuffix("/"))
   parts = (match["file"] or "").split("/") if match else ()
-  if not match or any(part in (".", "..") for part in parts) or "" in parts[1:]:
+  outside = any(part in (".", "..") for part in re.split("[/@]", source))  # the names become those of folders
+  if not match or outside or "" in parts[1:]:
     raise ValueError(f"{source}: expected hf://OWNER/REPO, hf://OWNER/REPO@REVISION or hf://OWNER/REPO/"
                      "PATH/IN/REPO, such as hf://timm/resnet50.tv_in1k")
   address = Address(*(match[key] or "" for key in ("repo", "revision", "file")))

@@ -151,8 +151,10 @@ def _load_own(
     if (blocks := _count_blocks(model)) > len(leaves):  # to build them would take for ever
       raise ValueError(f"{blocks} blocks, and the file has {len(leaves)} arrays")
     template = abstract_variables(model, shape)
-  except (ValueError, TypeError) as error:
-    raise ValueError(f"{path}: its description is not of a network that this version knows: {error}") from error
+  except Exception as error:  # Flax and JAX have errors of their own for sizes that cannot be
+    what = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    raise ValueError(f"{path}: its description is not of a network that this version knows: "
+                     f"{what}{str(error)[:500]}") from error
   check_fit(variables, template, path, about["model"])
   for key, value in leaves.items():
     if "float" not in value.dtype.name:

@@ -44,11 +44,11 @@ class Preprocessing:
 
 
 def normalize(images, mean, std):
-  """Images of 0..255 (..., H, W, C) as float32, `(x / 255 - mean) / std` per channel; traceable."""
+  """Images of 0..255 (..., H, W, C), `(x / 255 - mean) / std` per channel, in float32 at least; traceable."""
   import jax.numpy as jnp  # here: who only reads files does not wait for JAX
 
-  x = images.astype(jnp.float32) / 255.0
-  return (x - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
+  x = images.astype(jnp.promote_types(images.dtype, jnp.float32)) / 255.0
+  return (x - jnp.asarray(mean, x.dtype)) / jnp.asarray(std, x.dtype)
 
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)

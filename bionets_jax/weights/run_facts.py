@@ -4,10 +4,11 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 CAVEAT = "caveat.txt"
+_SECTIONS = ("last", "best", "test", "paper", "inputs", "versions")  # objects in a summary.json
 
 
 class Measured(NamedTuple):
@@ -124,10 +125,19 @@ def read_run(workdir: str | os.PathLike) -> Run:
     if not isinstance(seeds, dict) or match[1] not in seeds or len(seeds) < 2:
       sweep = {}
   config = _load(os.path.join(workdir, "config.json"))
+  config = config if "task" in config else {}  # another library's, or a model card's, has the same name
+  summary = _load(os.path.join(workdir, "summary.json"))
+  _check_objects(os.path.join(workdir, "config.json"), config, ("data", "teacher"))
+  _check_objects(os.path.join(workdir, "summary.json"), summary, _SECTIONS)
   return Run(
-      config if "task" in config else {},  # another library's, or a model card's, has the same name
-      _load(os.path.join(workdir, "summary.json")), sweep,
+      config, summary, sweep,
       tuple(_load(os.path.join(folder, name)) for name in names), tuple(read_caveats(workdir)))
+
+
+def _check_objects(path: str, content: Mapping[str, Any], keys: Sequence[str]) -> None:
+  for key in keys:
+    if not isinstance(content.get(key), Mapping | None):
+      raise ValueError(f"{path} is damaged: {key!r} is {content[key]!r:.60}, not an object")
 
 
 def _evaluated(evaluation: Mapping[str, Any]) -> Iterator[Measured]:
@@ -159,11 +169,14 @@ def read_caveats(folder: str) -> Iterator[str]:
 
 def read_json(path: str) -> dict[str, Any]:
   """The object in a file of a run; ValueError, naming the file, if it is damaged."""
+  if not os.path.isfile(path):  # a device never ends, and a pipe never begins
+    raise ValueError(f"{path} is damaged: it is no regular file")
   try:
     with open(path, encoding="utf-8") as file:
       content = json.load(file)
-  except ValueError as error:
-    raise ValueError(f"{path} is damaged: {error}") from error
+  except (ValueError, RecursionError) as error:
+    reason = "nested too deeply" if isinstance(error, RecursionError) else error
+    raise ValueError(f"{path} is damaged: {reason}") from error
   if not isinstance(content, dict):
     raise ValueError(f"{path} is damaged: it holds no object")
   return content

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Mapping
+from typing import BinaryIO
 
 
 def write_whole(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
@@ -22,8 +23,10 @@ def write_whole(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
   try:
     for (path, name), content in zip(temporary.items(), contents.values(), strict=True):
       try:
-        with open(name, "wb") as file:
+        with _open_new(name) as file:
           file.write(content.encode() if isinstance(content, str) else content)
+          file.flush()
+          os.fsync(file.fileno())  # else a crash of the machine may leave the name without the content
       except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
     for path, name in temporary.items():
@@ -32,3 +35,10 @@ def write_whole(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
     for name in temporary.values():
       with contextlib.suppress(OSError):
         os.remove(name)
+
+
+def _open_new(path: str) -> BinaryIO:
+  """A file that was not there before: a link of this name, wherever it leads, is replaced and not followed."""
+  with contextlib.suppress(FileNotFoundError):
+    os.remove(path)
+  return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb")
