@@ -17,8 +17,9 @@ from data_tools import (
 from PIL import Image
 
 from bionets_jax.data import BatchPlan, EvalPlan, make_pipeline, open_source, parse_transforms
-from bionets_jax.data.stream import BatchReader, prepare, read_ahead
+from bionets_jax.data.stream import BatchReader, prepare
 from bionets_jax.data.transforms import HOST_TRANSFORMS, apply_all, example_rng
+from bionets_jax.data.workers import read_ahead
 
 
 def test_streamed_batches_hold_the_planned_examples(mesh, folder):
@@ -155,8 +156,8 @@ def test_read_ahead_starts_at_any_step(folder):
 
 def test_too_little_shared_memory_is_said_before_a_worker_dies(mesh, folder, monkeypatch):
   usage = types.SimpleNamespace(free=2 * 4 * 8 * 8 * 3 - 1)  # two batches of four, less a byte
-  monkeypatch.setattr("bionets_jax.data.stream.shutil.disk_usage", lambda path: usage)
-  monkeypatch.setattr("bionets_jax.data.stream.os.path.isdir", lambda path: True)
+  monkeypatch.setattr("bionets_jax.data.workers.shutil.disk_usage", lambda path: usage)
+  monkeypatch.setattr("bionets_jax.data.workers.os.path.isdir", lambda path: True)
   pipeline = streamed(mesh, folder, workers=1)
   with pytest.raises(ValueError, match="--shm-size"):
     pipeline.train_batches()

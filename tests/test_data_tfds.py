@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import pickle
+import re
+import shutil
 import struct
 
 import numpy as np
@@ -13,6 +15,7 @@ from PIL import Image
 
 from bionets_jax.data import convert as conversion
 from bionets_jax.data import decode_rgb, open_source, prepare, tfrecord
+from bionets_jax.data.stream import read_examples
 
 SIZES = {"train": 7, "test": 3}
 
@@ -166,6 +169,70 @@ def test_unknown_split(data_dir, split):
 def test_not_image_classification(data_dir):
   with pytest.raises(ValueError, match=r"not an image-classification set.* has text \(Text\)"):
     open_source("bionets_text", "train", str(data_dir))
+
+
+@pytest.fixture
+def own_copy(data_dir, tmp_path):
+  """The directory of the set, to be damaged."""
+  shutil.copytree(data_dir / "bionets_tiny", tmp_path / "bionets_tiny")
+  return tmp_path / "bionets_tiny" / "1.2.0"
+
+
+@pytest.mark.parametrize("damage, reason", [
+    (lambda data: data[:len(data) // 2] + bytes([data[len(data) // 2] ^ 255]) + data[len(data) // 2 + 1:],
+     "cannot be read: Corrupted"),
+    (lambda data: data[:len(data) // 2], "holds no image with a label|cannot be read"),
+    (lambda data: b"", "cannot be read: ArrayRecord file should be at least"),
+    (lambda data: None, "cannot be read: open.. failed: No such file"),
+])
+def test_damaged_files_are_bad_records(own_copy, damage, reason):
+  path, = own_copy.glob("*-test.array_record-*")
+  damaged = damage(path.read_bytes())
+  path.unlink()
+  if damaged is not None:
+    path.write_bytes(damaged)
+  source = open_source("bionets_tiny", "test", str(own_copy.parent.parent))
+  found = list(read_examples(source, range(3), (), (5, 6, 3), lambda index: None))
+  assert [fault.index for fault in found] == [0, 1, 2]
+  for fault in found:
+    assert re.search(reason, fault.reason) and f"bionets_tiny test[{fault.index}]" in fault.key
+
+
+def test_one_record_that_is_none_of_many(data_dir):
+  source = open_source("bionets_tiny", "train", str(data_dir))
+  stored = [int(file_name(source, i).removeprefix("train")) for i in range(7)]
+  records = list(source._records().__getitems__(list(range(7))))
+  records[2], records[5] = b"\xff" * 20, b""
+
+  class Records(list):
+
+    def __getitems__(self, indices):
+      return [self[i] for i in indices]
+
+  source._data = Records(records)
+  found = list(read_examples(source, range(7), (), (5, 6, 3), lambda index: None))
+  for i, one in enumerate(found):
+    if i in (2, 5):
+      assert one.index == i and f"the record of bionets_tiny train[{i}] is damaged" in one.reason
+    else:
+      np.testing.assert_array_equal(one[0], pixels("train", stored[i]))
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("content", [b"", b"null", b'{"splits": 3}', b"\xff\xfe"])
+def test_damaged_metadata_are_named(own_copy, name, content):
+  (own_copy / name).write_bytes(content)
+  with pytest.raises(ValueError, match="bionets_tiny/1.2.0: .*is damaged"):
+    open_source("bionets_tiny", "train", str(own_copy.parent.parent))
+
+
+def test_conversion_stays_in_its_directories(tfrecord_dir):
+  path = tfrecord_dir / "dataset_info.json"
+  text = path.read_text().replace("{DATASET}", "../../../{DATASET}")
+  assert "../../../" in text
+  path.write_text(text)
+  with pytest.raises(conversion.PrepareError, match="names a file outside of"):
+    conversion.convert(tfrecord_dir)
 
 
 def test_tfrecord_sets_are_converted_without_tensorflow(data_dir, tfrecord_dir, capsys):

@@ -5,23 +5,31 @@ import os
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bionets_jax.data.faults import NO_BAD_RECORDS, TooManyBadRecords
 from bionets_jax.data.order import EvalPlan
 from bionets_jax.data.prefetch import Prefetcher
-from bionets_jax.data.stream import BatchReader, read_ahead
+from bionets_jax.data.stream import BatchReader, read_faults
+from bionets_jax.data.workers import read_ahead
 
 _DEVICE_BATCHES_AHEAD = 2
 _MAX_WORKERS = 16
 
 
 class ResidentBatches:
-  """The batches of a plan from a `ResidentSet`; dispatch is asynchronous, nothing to prefetch."""
+  """The batches of a plan from a `ResidentSet`; dispatch is asynchronous, nothing to prefetch.
 
-  def __init__(self, resident_set, plan, start_step, seed):
+  Bad records are stood in for and masked as `BatchReader` does it.
+  """
+
+  def __init__(self, resident_set, plan, start_step, seed, on_batch=lambda step, faults: None):
     self._set, self._plan, self._step, self._seed = resident_set, plan, start_step, seed
+    self._on_batch = on_batch
     self._end = getattr(plan, "num_steps", None)
+    self._skipped = 0
 
   def __iter__(self):
     return self
@@ -29,17 +37,71 @@ class ResidentBatches:
   def __next__(self):
     if self._step == self._end:
       raise StopIteration
-    batch = self._set.batch(self._seed, *self._plan.indices(self._step))
+    epoch, indices = self._plan.indices(self._step)
+    if self._set.faults:
+      indices = self._without_faults(indices)
+    batch = self._set.batch(self._seed, epoch, indices)
+    self._on_batch(self._step, [])
     self._step += 1
     return {field: batch[field] for field in _fields(self._plan)}
+
+  def _without_faults(self, indices):
+    indices = indices.copy()
+    for row in np.flatnonzero(np.isin(indices, list(self._set.faults))):
+      if isinstance(self._plan, EvalPlan):
+        indices[row] = -1
+        self._skipped += 1
+      else:
+        indices[row] = next(
+            i for i in self._plan.following(self._step, row) if i not in self._set.faults)
+    return indices
+
+  def skipped(self):
+    """Returns how many examples of the batches so far were left out, in all processes."""
+    return self._skipped
 
   def close(self):
     """Ends the iteration."""
     self._end = self._step
 
 
-def stream_batches(source, plan, placement, start_step, seed, workers, mesh):
-  """Returns an iterator with `close()` over the batches of `plan`, read ahead from the host.
+class StreamBatches:
+  """Batches that a `Prefetcher` lays on the devices, with their faults."""
+
+  def __init__(self, batches, start_step, on_batch):
+    self._batches, self._step, self._on_batch = batches, start_step, on_batch
+    self._skipped = 0
+
+  def __iter__(self):
+    return self
+
+  def __next__(self):
+    try:
+      batch, faults = next(self._batches)
+    except TooManyBadRecords as error:
+      self._on_batch(self._step, error.faults)  # they are listed too; it raises the same or more
+      raise
+    self._on_batch(self._step, faults)
+    self._step += 1
+    self._skipped += sum(not fault.stand_in for fault in faults)
+    return batch
+
+  def skipped(self):
+    """Returns how many examples of the batches so far were left out, in all processes, which all call this."""
+    if jax.process_count() == 1:
+      return self._skipped
+    return int(multihost_utils.process_allgather(np.int32(self._skipped)).sum())
+
+  def close(self):
+    """Stops; further `next` calls raise StopIteration. May be called more than once."""
+    self._batches.close()
+
+
+def stream_batches(
+    source, plan, placement, start_step, seed, workers, mesh, limit=NO_BAD_RECORDS,
+    on_batch=lambda step, faults: None,
+):
+  """Returns a `StreamBatches` over the batches of `plan`, read ahead from the host.
 
   Args:
     source: a `Source`.
@@ -49,6 +111,9 @@ def stream_batches(source, plan, placement, start_step, seed, workers, mesh):
     seed: int in [0, 2**32), of the augmentation.
     workers: worker processes; 0 for threads of this one.
     mesh: a Mesh with the axis 'data'.
+    limit: how many records may be bad.
+    on_batch: called with the step and a list of `Fault`, of this process's part, before each batch is
+      returned; may raise.
   """
   shards = local_shards(mesh)
   sharding = NamedSharding(mesh, P("data"))
@@ -56,7 +121,7 @@ def stream_batches(source, plan, placement, start_step, seed, workers, mesh):
   if num_steps is not None:
     workers = min(workers, num_steps)
   reader = BatchReader(
-      source, plan, placement.host, placement.host_shape, seed, shards, mesh.size
+      source, plan, placement.host, placement.host_shape, seed, shards, mesh.size, limit
   )
   host = read_ahead(reader, start_step, workers, cores())
   wanted = _fields(plan)
@@ -67,12 +132,13 @@ def stream_batches(source, plan, placement, start_step, seed, workers, mesh):
     own = np.array if workers else np.asarray
     return {
         field: _global_array(own(local[field]), sharding, shards, mesh.size) for field in wanted
-    }
+    }, read_faults(local)
 
   # Evaluation stops here, not in Grain: an exhausted Grain iterator keeps its last batches in
   # shared memory until the garbage collector runs, which at exit is too late.
   batches = itertools.islice(host, num_steps)
-  return Prefetcher(batches, to_devices, _DEVICE_BATCHES_AHEAD, host.close)
+  ahead = Prefetcher(batches, to_devices, _DEVICE_BATCHES_AHEAD, host.close, host.check)
+  return StreamBatches(ahead, start_step, on_batch)
 
 
 def _fields(plan):

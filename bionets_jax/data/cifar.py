@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image
 from tensorflow_datasets.image_classification import cifar
 
+_LARGEST_MEMBER = 160_000_000  # bytes; CIFAR-100's train.bin has 153,700,000
+
 
 class _FromArchive:
   """What replaces the steps of TFDS's builders that need TensorFlow."""
@@ -47,8 +49,22 @@ class _FromArchive:
 
 
 def _read(archive, prefix, names):
+  """Returns the contents of members by name; nothing is unpacked.
+
+  Raises:
+    ValueError: a member is missing, no file, or larger than any of the real archive's.
+  """
   with tarfile.open(archive) as tar:
-    return {name: tar.extractfile(prefix + name).read() for name in names}
+    found = {}
+    for name in names:
+      try:
+        member = tar.getmember(prefix + name)
+      except KeyError as error:
+        raise ValueError(f"{archive} has no member {prefix + name}.") from error
+      if not member.isfile() or member.size > _LARGEST_MEMBER:
+        raise ValueError(f"{archive}: {member.name} is no file of at most {_LARGEST_MEMBER:,} bytes.")
+      found[name] = tar.extractfile(member).read()
+    return found
 
 
 class Cifar10(_FromArchive, cifar.Cifar10, skip_registration=True):

@@ -67,6 +67,9 @@ def convert(directory, out=""):
         split.shard_lengths,
         strict=True,
     ))
+  for root, path in [(source, old) for old, _, _ in shards] + [(target, new) for _, new, _ in shards]:
+    if not pathlib.Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+      raise PrepareError(f"{source}/dataset_info.json names a file outside of {root}: {path}")
   if any(old == new for old, new, _ in shards):
     raise PrepareError(f"{source}: the file names do not tell the format; use --out.")
   missing = [old.name for old, _, _ in shards if not old.exists()]

@@ -59,7 +59,10 @@ class DigitsSource(Source):
   def __len__(self):
     return len(self._indices)
 
+  def key(self, index):
+    return f"digits[{int(self._indices[index])}]"
+
   def read(self, index):
     images, labels = _load()
     stored = int(self._indices[index])
-    return images[stored], int(labels[stored]), f"digits[{stored}]"
+    return images[stored], int(labels[stored]), self.key(index)

@@ -81,6 +81,10 @@ class GeneratedSource(Source):
   def __len__(self):
     return len(self._examples)
 
+  def key(self, index):
+    split, position = self._examples[index]
+    return f"{self.name} {split}[{position}]"
+
   def read(self, index):
     split, position = self._examples[index]
     occurring = min(_MAX_CLASSES, self.num_classes)
@@ -91,7 +95,7 @@ class GeneratedSource(Source):
     if height is None:
       height, width = rng.randint(_SIZES[0], _SIZES[1] + 1, 2)
     label = kind * self.num_classes // occurring
-    return _grating(height, width, kind / occurring, rng), label, f"{self.name} {split}[{position}]"
+    return _grating(height, width, kind / occurring, rng), label, self.key(index)
 
 
 def _grating(height, width, kind, rng):

@@ -9,9 +9,12 @@ Arguments are numbers or bare words. What a name means is up to the table: `HOST
 two does what.
 """
 
+import math
 import re
 
 from bionets_jax.data import naming
+
+MAX_SIDE = 2**14  # pixels; a slip beyond it would ask for more memory than there is
 
 _CALL = re.compile(r"\s*([a-z_]\w*)\s*(?:\(([^()]*)\))?\s*")
 _WORD = re.compile(r"[a-z_]\w*")
@@ -62,9 +65,9 @@ def parse_transforms(text, table):
 
 
 def check_pixels(name, value):
-  """Raises ValueError unless `value` is an int >= 1."""
-  if not isinstance(value, int) or value < 1:
-    raise ValueError(f"{name} must be a whole number of pixels >= 1, got {value!r}.")
+  """Raises ValueError unless `value` is an int from 1 to MAX_SIDE."""
+  if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIDE:
+    raise ValueError(f"{name} must be a whole number of pixels from 1 to {MAX_SIDE}, got {value!r:.40}.")
 
 
 def check_number(name, value, low, high):
@@ -76,9 +79,11 @@ def check_number(name, value, low, high):
 def _argument(text, call):
   for kind in (int, float):
     try:
-      return kind(text)
+      number = kind(text)
     except ValueError:
-      pass
+      continue
+    if kind is int or math.isfinite(number):
+      return number
   if _WORD.fullmatch(text):
     return text
   raise ValueError(

@@ -81,6 +81,18 @@ class BatchPlan:
     start = position * self.batch_size
     return epoch, self._permutation(epoch)[start:start + self.batch_size]
 
+  def following(self, step, row):
+    """Iterates over the examples that come behind row `row` of the batch of `step` in its epoch's order.
+
+    Around the end of the order and up to the example in question, which is not among them; with
+    `drop_remainder` the tail that is in no batch is among them. Yields ints.
+    """
+    epoch, position = divmod(step, self.steps_per_epoch)
+    order = self._permutation(epoch)
+    start = position * self.batch_size + row
+    for offset in range(1, len(order)):
+      yield int(order[(start + offset) % len(order)])
+
   def __getstate__(self):
     return {**self.__dict__, "_permutations": {}, "_lock": None}
 

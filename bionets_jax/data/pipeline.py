@@ -9,7 +9,9 @@ import copy
 import dataclasses
 import math
 
+from bionets_jax.data.bad_records import BadRecords
 from bionets_jax.data.batches import ResidentBatches, cores, resolve_workers, stream_batches
+from bionets_jax.data.faults import NO_BAD_RECORDS, Limit, TooManyBadRecords
 from bionets_jax.data.order import BatchPlan, EvalPlan
 from bionets_jax.data.placement import Placement, place
 from bionets_jax.data.resident import ResidentSet, load
@@ -29,6 +31,7 @@ def make_pipeline(
     test_transform="",
     workers=-1,
     drop_remainder=False,
+    max_bad_records=0,
     batch_size,
     eval_batch_size,
     seed,
@@ -51,6 +54,8 @@ def make_pipeline(
       one less than the cores, at most 16. Worker processes are spawned, so the main script
       needs `if __name__ == '__main__'`.
     drop_remainder: leave out the last, smaller batch of every epoch.
+    max_bad_records: how many records, over all splits, may be unreadable, undecodable or have a label out of
+      range. In training others stand in for them, in evaluation they are left out (`BatchReader`).
     batch_size: global batch size; a multiple of the number of devices.
     eval_batch_size: likewise.
     seed: int in [0, 2**32), of order and augmentation.
@@ -69,6 +74,7 @@ def make_pipeline(
     raise ValueError(f"workers must be -1 (automatic), 0 (threads) or more, got {workers}.")
   if test_transform and not test_split:
     raise ValueError(f"test_transform={test_transform!r} needs a test_split, and there is none.")
+  limit = Limit(max_bad_records)
   train = open_source(name, train_split, dir)
   requests = [("train_transform", train_transform, train),
               ("eval_transform", eval_transform, open_source(name, eval_split, dir))]
@@ -89,7 +95,7 @@ def make_pipeline(
   for (field, _, source), placement in zip(requests, placements, strict=True):
     plan = EvalPlan(len(source), eval_batch_size) if parts else train_plan
     parts[field.removesuffix("_transform")] = _Part(source, placement, plan)
-  return Pipeline(parts, resolve_workers(workers), seed, mesh)
+  return Pipeline(parts, resolve_workers(workers), seed, mesh, limit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,10 +123,12 @@ class Pipeline:
     resident: bool, whether the training set lives on the devices.
     resident_bytes: of all splits that live on the devices, on each of them.
     readers: worker processes, or threads of this one, that read what is streamed.
+    bad_records: `BadRecords`, those that the batches so far had.
   """
 
-  def __init__(self, parts, workers, seed, mesh):
+  def __init__(self, parts, workers, seed, mesh, limit=NO_BAD_RECORDS):
     self._parts = parts
+    self.bad_records = BadRecords(limit, {which: part.source for which, part in parts.items()})
     self._workers = workers
     self._seed = seed
     self._mesh = mesh
@@ -155,7 +163,13 @@ class Pipeline:
         "train": dataclasses.replace(train, plan=train.plan.with_seed(seed))
     }
     other._seed = seed
+    other.bad_records = BadRecords(
+        self.bad_records.limit, {which: part.source for which, part in self._parts.items()})
     return other
+
+  def fingerprint(self):
+    """Returns {'train_crc32': int, ...} of each split, that change with the examples or their order."""
+    return {f"{which}_crc32": part.source.fingerprint() for which, part in self._parts.items()}
 
   def batch_sizes(self):
     """Returns the distinct training batch sizes that occur, the full one first: (128, 80)."""
@@ -168,18 +182,28 @@ class Pipeline:
       start_step: int >= 0. To resume is to start at the step that would have been next.
 
     Returns:
-      An iterator with `close()`. Batches are {'image': uint8 (B, h, w, c),
+      An iterator with `close()`, which raises TooManyBadRecords, a ValueError, where there are more than
+      max_bad_records. Batches are {'image': uint8 (B, h, w, c),
       'label': int32 (B,)}, global arrays sharded over 'data'.
     """
     return self._batches("train", start_step)
+
+  def train_keys(self, step):
+    """Returns the keys of the training batch of `step` in the order of its rows; no example is read for it.
+
+    Of one that `bad_records` knows of the key says that another is in its place.
+    """
+    part, bad = self._parts["train"], set(self.bad_records.state().get("train", ()))
+    return [part.source.key(index) + " (bad; another stands in for it)" * (index in bad)
+            for index in part.plan.indices(step)[1].tolist()]
 
   def eval_batches(self):
     """Iterates once over the evaluation split, in its own order, every example once.
 
     Returns:
       An iterator with `close()` over batches as in training plus 'mask', float32 (B,): 0 in the
-      rows that fill up the last batch. All batches have eval_batch_size rows. With ten crops
-      'image' is (B, 10, h, w, c).
+      rows that fill up the last batch and of bad records; `skipped()` is the number of the latter. All
+      batches have eval_batch_size rows. With ten crops 'image' is (B, 10, h, w, c).
     """
     return self._batches("eval")
 
@@ -218,19 +242,30 @@ class Pipeline:
     return f"resident: {self.resident_bytes / 2**20:.1f} MiB on every device, augmented there{also}"
 
   def _batches(self, which, start_step=0):
-    part = self._parts[which]
+    part, bad = self._parts[which], self.bad_records
+
+    def on_batch(step, faults):
+      bad.note(which, faults, step + 1 if which == "train" else None)
+
     if part.placement.resident:
-      return ResidentBatches(self._resident(which), part.plan, start_step, self._seed)
+      resident = self._resident(which)
+      bad.note(which, resident.faults.values())
+      return ResidentBatches(resident, part.plan, start_step, self._seed, on_batch)
     return stream_batches(
-        part.source, part.plan, part.placement, start_step, self._seed, self._workers, self._mesh
-    )
+        part.source, part.plan, part.placement, start_step, self._seed, self._workers, self._mesh, bad.limit,
+        on_batch)
 
   def _resident(self, which):
     # Loaded on first use: an evaluation alone does not decode the training set.
     if which not in self._resident_sets:
       part = self._parts[which]
-      images, labels = load(part.source, part.placement.host, part.placement.host_shape)
-      self._resident_sets[which] = ResidentSet(images, labels, self._mesh, part.placement.device)
+      try:
+        images, labels, faults = load(
+            part.source, part.placement.host, part.placement.host_shape, self.bad_records.limit)
+      except TooManyBadRecords as error:
+        self.bad_records.note(which, error.faults)  # they are listed too; it raises
+        raise
+      self._resident_sets[which] = ResidentSet(images, labels, self._mesh, part.placement.device, faults)
     return self._resident_sets[which]
 
 

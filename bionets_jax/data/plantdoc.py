@@ -115,6 +115,9 @@ def find_crops(root, subset):
     raise ValueError(f"{path} begins with {header!r}; expected {_HEADER!r}.")
   rows = [(f"{subset}_{i}", line.split(",")) for i, line in enumerate(lines) if line.strip()]
   photos = sorted({fields[0] for _, fields in rows})
+  outside = [photo for photo in photos if os.path.basename(photo) != photo or photo == ".."]
+  if outside:
+    raise ValueError(f"{path} names the photo {outside[0]!r}; expected the name of a file, without folders.")
   found = dict(zip(photos, problems(
       [os.path.join(root, subset.upper(), photo) for photo in photos], upright,
       lambda image: image.shape[:2],

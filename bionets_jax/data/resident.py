@@ -16,41 +16,53 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from bionets_jax.data.faults import NO_BAD_RECORDS, Fault
 from bionets_jax.data.levels import as_uint8
-from bionets_jax.data.stream import checked_label, prepare
+from bionets_jax.data.stream import read_examples
 
 
-def load(source, transforms, image_shape, threads=None):
+def load(source, transforms, image_shape, limit=NO_BAD_RECORDS, threads=None):
   """Decodes a whole source and prepares its images.
 
   Args:
     source: a `Source`.
     transforms: host transforms, none of them random, that end in `image_shape`.
     image_shape: (h, w, c).
+    limit: how many records may be bad.
     threads: number of threads, by default one per core.
 
   Returns:
-    images uint8 (n, h, w, c), labels int32 (n,).
+    images uint8 (n, h, w, c), labels int32 (n,); zero where a record is bad.
+    faults: list of `Fault`, of the bad records, by index.
 
   Raises:
-    ValueError: undecodable, wrong shape or label out of range; the message holds the key.
+    TooManyBadRecords (a ValueError): more records than `limit` allows are unreadable or undecodable, or have
+      another shape or a label out of range; the message holds their keys.
   """
-  images = np.empty((len(source), *image_shape), np.uint8)
-  labels = np.empty(len(source), np.int32)
+  images = np.zeros((len(source), *image_shape), np.uint8)
+  labels = np.zeros(len(source), np.int32)
+  faults = []
   started = shown = time.monotonic()
 
   def fill(indices):
-    for index, (image, label, key) in zip(indices, source.read_many(indices), strict=True):
-      images[index] = prepare(image, transforms, image_shape, None, key)
-      labels[index] = checked_label(label, source.num_classes, key)
-    return len(indices)
+    bad = []
+    for index, found in zip(
+        indices, read_examples(source, indices, transforms, image_shape, lambda index: None), strict=True):
+      if isinstance(found, Fault):
+        bad.append(found)
+        limit.check(bad)
+      else:
+        images[index], labels[index] = found
+    return len(indices), bad
 
   # Small images are read fastest in large chunks; large ones are to give every thread its part.
   size = 500 if not transforms else 50
   chunks = [range(i, min(i + size, len(source))) for i in range(0, len(source), size)]
   done = 0
   with concurrent.futures.ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-    for count in pool.map(fill, chunks):
+    for count, bad in pool.map(fill, chunks):
+      faults.extend(bad)
+      limit.check(faults)
       done += count
       now = time.monotonic()
       if now - shown > 2:
@@ -61,13 +73,17 @@ def load(source, transforms, image_shape, threads=None):
             file=sys.stderr, flush=True,
         )
         shown = now
-  return images, labels
+  return images, labels, faults
 
 
 class ResidentSet:
-  """Images and labels replicated over the mesh, batches cut and augmented there."""
+  """Images and labels replicated over the mesh, batches cut and augmented there.
 
-  def __init__(self, images, labels, mesh, transforms=()):
+  Attributes:
+    faults: index -> `Fault`, of the examples that cannot be used.
+  """
+
+  def __init__(self, images, labels, mesh, transforms=(), faults=()):
     """Copies the set to the devices.
 
     Args:
@@ -75,7 +91,9 @@ class ResidentSet:
       labels: int32 (n,).
       mesh: a Mesh with the axis 'data'.
       transforms: made from DEVICE_TRANSFORMS.
+      faults: as `load` gives them.
     """
+    self.faults = {fault.index: fault for fault in faults}
     replicated = NamedSharding(mesh, P())
     self._images = _replicate(images, replicated)
     self._labels = _replicate(labels, replicated)

@@ -5,6 +5,8 @@ images in the form of the set NAME); anything else is a TensorFlow Datasets name
 'name/config' or 'name:1.2.3'.
 """
 
+import zlib
+
 
 class Source:
   """One split. Subclasses are picklable, and cheap to pickle: workers re-open the files.
@@ -30,6 +32,14 @@ class Source:
   def __len__(self):
     raise NotImplementedError
 
+  def key(self, index):
+    """Returns the str that finds an example again, for messages; nothing is read for it."""
+    return f"{self.name} {self.split}[{index}]"
+
+  def fingerprint(self):
+    """Returns a CRC-32 that is another if the examples or their order are, as far as names and sizes tell."""
+    return zlib.crc32(f"{self.name} {self.split} {len(self)}".encode())
+
   def read(self, index):
     """Returns (image, label, key) of one example.
 
@@ -39,7 +49,7 @@ class Source:
     Returns:
       image: the encoded bytes, or a uint8 array (h, w, c).
       label: int.
-      key: str that finds the example again, for messages.
+      key: `self.key(index)`, with what else the record says of where it is from.
     """
     raise NotImplementedError
 

@@ -1,21 +1,20 @@
-"""Streaming from the host: whole batches as a pure function of the step, read ahead by Grain.
+"""Streaming from the host: whole batches as a pure function of the step.
 
-The unit that Grain distributes over threads and worker processes is the batch, so what a batch
+The unit that is distributed over threads and worker processes (workers.py) is the batch, so what a batch
 holds cannot depend on their number. Nothing here imports jax; workers unpickle `BatchReader`.
 """
 
-import functools
+import dataclasses
+import json
 import math
-import os
-import shutil
-import signal
 import sys
-import threading
-import time
 
 import numpy as np
 
+from bionets_jax.data import workers
 from bionets_jax.data.decode import decode, size_of_baseline_jpeg
+from bionets_jax.data.faults import NO_BAD_RECORDS, Fault
+from bionets_jax.data.order import EvalPlan
 from bionets_jax.data.transforms import RandomResizedCrop, apply_all, example_rng
 
 
@@ -30,9 +29,13 @@ class BatchReader:
 
   A batch is cut into `num_shards` equal runs of rows, one per device of the mesh; this process
   reads the runs in `shards`, one after the other.
+
+  In training a record that cannot be used is stood in for by the next good example of its epoch's order,
+  prepared as it is at its own place; in evaluation its row is empty and its mask 0. Both follow from the step
+  and the data alone.
   """
 
-  def __init__(self, source, plan, transforms, image_shape, seed, shards, num_shards):
+  def __init__(self, source, plan, transforms, image_shape, seed, shards, num_shards, limit=NO_BAD_RECORDS):
     """Makes the reader.
 
     Args:
@@ -43,6 +46,7 @@ class BatchReader:
       seed: int, of the augmentation.
       shards: the shards that this process holds, ascending ints below num_shards.
       num_shards: int.
+      limit: how many records may be bad; here, of those that one batch needs.
     """
     self._source = source
     self._plan = plan
@@ -51,6 +55,11 @@ class BatchReader:
     self._seed = seed
     self._shards = tuple(shards)
     self._num_shards = num_shards
+    self._limit = limit
+
+  def key(self, index):
+    """Returns the key of an example, without reading it."""
+    return self._source.key(index)
 
   @property
   def batch_bytes(self):
@@ -65,25 +74,117 @@ class BatchReader:
   def __getitem__(self, step):
     """Returns {'image': uint8 (n, *image_shape), 'label': int32 (n,), 'mask': float32 (n,)}.
 
-    Rows without an example (index -1) are zero in all three.
+    Rows without an example (index -1) are zero in all three. With 'faults', text for `read_faults`, where
+    records of the batch cannot be used.
 
     Raises:
-      ValueError: an image is undecodable or has the wrong shape, or a label is out of range;
-        the message holds the example's key.
+      TooManyBadRecords (a ValueError): an image cannot be read, is undecodable or has the wrong shape, or a
+        label is out of range, and `limit` does not let it pass; the message holds the examples' keys.
     """
-    epoch, indices = self._plan.indices(step)
-    indices = np.concatenate(
-        [indices[shard_rows(len(indices), shard, self._num_shards)] for shard in self._shards]
-    )
+    epoch, planned = self._plan.indices(step)
+    places = np.concatenate([
+        np.arange(len(planned))[shard_rows(len(planned), shard, self._num_shards)] for shard in self._shards
+    ])
+    indices = planned[places]
     images = np.zeros((len(indices), *self._image_shape), np.uint8)
     labels = np.zeros(len(indices), np.int32)
+    mask = (indices >= 0).astype(np.float32)
     rows = np.flatnonzero(indices >= 0)
-    examples = self._source.read_many(indices[rows])
-    for row, (image, label, key) in zip(rows, examples, strict=True):
-      rng = example_rng(self._seed, epoch, int(indices[row]))
-      images[row] = prepare(image, self._transforms, self._image_shape, rng, key)
-      labels[row] = checked_label(label, self._source.num_classes, key)
-    return {"image": images, "label": labels, "mask": (indices >= 0).astype(np.float32)}
+    bad = {}  # row -> Fault
+    for row, found in zip(rows, self._examples(step, epoch, indices[rows]), strict=True):
+      if isinstance(found, Fault):
+        bad[row] = found
+        self._limit.check(list(bad.values()))
+      else:
+        images[row], labels[row] = found
+    for row, fault in bad.items():
+      if isinstance(self._plan, EvalPlan):
+        mask[row] = 0.0
+      else:
+        bad[row], (images[row], labels[row]) = self._stand_in(step, epoch, places[row], fault)
+    batch = {"image": images, "label": labels, "mask": mask}
+    if bad:
+      batch["faults"] = json.dumps([dataclasses.asdict(fault) for fault in bad.values()])
+    return batch
+
+  def _examples(self, step, epoch, indices):
+    return read_examples(
+        self._source, indices, self._transforms, self._image_shape,
+        lambda index: example_rng(self._seed, epoch, index), step)
+
+  def _stand_in(self, step, epoch, place, fault):
+    """Returns the fault with what stands in for it, and that: (image, label)."""
+    met = [fault]
+    for index in self._plan.following(step, place):
+      found, = self._examples(step, epoch, [index])
+      if not isinstance(found, Fault):
+        return dataclasses.replace(fault, stand_in=self.key(index)), found
+      met.append(found)
+      self._limit.check(met)
+    raise ValueError(f"{fault}. No other example of {self._source.name} {self._source.split} can be used either.")
+
+
+def read_faults(batch):
+  """Returns the list of `Fault`s of a batch of `BatchReader`, in the order of its rows."""
+  return [Fault(**fault) for fault in json.loads(batch.get("faults", "[]"))]
+
+
+def read_examples(source, indices, transforms, image_shape, rng_of, step=0):
+  """Reads and prepares examples.
+
+  Args:
+    source: a `Source`.
+    indices: ints.
+    transforms, image_shape: see `prepare`.
+    rng_of: from an index to the generator of that example.
+    step: what they are read for, for who asks what was read last.
+
+  Yields:
+    For each index (image, label), or a `Fault` if the record cannot be used.
+  """
+  read = _read(source, indices)
+  for index in map(int, indices):
+    workers.note(step, index)
+    found = next(read)
+    if not isinstance(found, Fault):
+      image, label, key = found
+      try:
+        found = (prepare(image, transforms, image_shape, rng_of(index), key),
+                 checked_label(label, source.num_classes, key))
+      except ValueError as error:
+        found = Fault(index, key, str(error).removeprefix(f"Example {key}: "))
+    yield found
+
+
+def _read(source, indices):
+  """Yields what `Source.read` returns for each index, or a `Fault`."""
+  done = 0
+  try:
+    for example in source.read_many(indices):
+      yield example
+      done += 1
+  # Which errors there are depends on the storage and the format: OSError, ValueError, protobuf's DecodeError, ...
+  except Exception:  # noqa: BLE001
+    pass
+  # One of those that are left is at fault; which one is found by reading each by itself.
+  for index in map(int, indices[done:]):
+    try:
+      example = source.read(index)
+    except MemoryError:  # not of this record
+      raise
+    except Exception as error:  # noqa: BLE001
+      example = Fault(index, source.key(index), _why(error))
+    yield example
+
+
+def _why(error):
+  """An exception in words, without the path that the key has already."""
+  if isinstance(error, OSError) and error.strerror:
+    return f"cannot be read: {error.strerror}"
+  if type(error) is ValueError:
+    return str(error)
+  kind = "" if type(error) is RuntimeError else f"{type(error).__name__}: "
+  return f"cannot be read: {kind}{error}"
 
 
 def prepare(image, transforms, image_shape, rng, key):
@@ -128,77 +229,8 @@ def _decode_and_crop(image, transforms, channels, rng, key):
   return transforms[0].cut(decode(image, channels, key, top + height), box), transforms[1:]
 
 
-def _check_shared_memory(batch_bytes, workers, directory="/dev/shm"):
-  """Raises ValueError if the workers' batches cannot fit into shared memory.
-
-  Without this a worker dies of a bus error. A worker holds at least the batch that it has ready
-  and the one that it is making.
-  """
-  if not os.path.isdir(directory):
-    return
-  free, needed = shutil.disk_usage(directory).free, 2 * workers * batch_bytes
-  if free < needed:
-    raise ValueError(
-        f"{directory} has {free / 2**20:.0f} MiB free, and {workers} workers need at least"
-        f" {needed / 2**20:.0f} MiB there for their batches. Start the container with"
-        f" --shm-size={2 * needed / 2**30:.1f}g, or use fewer workers (0 needs none)."
-    )
-
-
 def checked_label(label, num_classes, key):
   """Returns the label, or raises ValueError if it is none (unlabelled test sets have -1)."""
   if not 0 <= label < num_classes:
     raise ValueError(f"Example {key}: label {label} is not in [0, {num_classes}).")
   return label
-
-
-def _start_worker(parent, index, count):
-  """Runs first in each worker process of the process `parent`.
-
-  Ctrl-C in a terminal and many schedulers signal the whole process group; the workers must go on
-  while the main process saves. It ends them itself; if it is killed, they notice and end.
-  """
-  del index, count
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, signal.SIG_IGN)
-
-  def watch():  # the parent may be gone before this process has come up
-    while os.getppid() == parent:
-      time.sleep(1)
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
-
-
-def read_ahead(reader, start_step, workers, threads):
-  """Returns a Grain iterator over reader[start_step], reader[start_step + 1], ...
-
-  Args:
-    reader: a `BatchReader`.
-    start_step: int.
-    workers: worker processes; 0 reads in `threads` threads of this process.
-    threads: int, used when workers is 0. Every worker process has one.
-
-  Returns:
-    An iterator with `close()`, which stops the workers.
-
-  Raises:
-    ValueError: there is too little shared memory for the workers.
-  """
-  import grain
-  from absl import flags
-
-  if not flags.FLAGS.is_parsed():
-    flags.FLAGS.mark_as_parsed()  # Grain reads its flags, also where no absl app runs
-  if workers:
-    _check_shared_memory(reader.batch_bytes, workers)
-  threads = 1 if workers else threads
-  dataset = grain.MapDataset.source(reader)[start_step:].to_iter_dataset(
-      grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-  )
-  if workers:
-    dataset = dataset.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1),
-        worker_init_fn=functools.partial(_start_worker, os.getpid()),
-    )
-  return iter(dataset)

@@ -5,10 +5,15 @@ are taken out of the raw tf.train.Example here: that is 10 times faster on small
 letting TFDS deserialise, and other features (masks, boxes, texts) are never decoded.
 """
 
+import json
 import os
+import re
+import zlib
 
 from bionets_jax.data import catalog, naming
 from bionets_jax.data.sources import Source
+
+_NAME = re.compile(r"[\w+.-]+(/[\w+.-]+)*(:[\w+.-]+)?")
 
 
 def default_data_dir():
@@ -60,7 +65,10 @@ def find_prepared(name, data_dir=""):
 
   Raises:
     FileNotFoundError: not there.
+    ValueError: a name that would lead out of the directory.
   """
+  if not _NAME.fullmatch(name) or ".." in name:
+    raise ValueError(f"{name!r} is no name of a data set: those are 'name', 'name/config', 'name:1.2.3'.")
   data_dir = data_dir or default_data_dir()
   base, _, version = name.partition(":")
   root = _path(data_dir)
@@ -100,7 +108,8 @@ class TfdsSource(Source):
 
   Raises:
     FileNotFoundError: the set is not prepared.
-    ValueError: not stored as ArrayRecord, unknown split, empty split, or not image classification.
+    ValueError: not stored as ArrayRecord, unknown split, empty split, not image classification, or damaged
+      metadata.
   """
 
   def __init__(self, name, split, data_dir=""):
@@ -108,7 +117,15 @@ class TfdsSource(Source):
     self.split = split
     self.location = os.fspath(find_prepared(name, data_dir))
     self._data = None
-    builder = self._builder()
+    try:
+      builder = self._builder()
+    except OSError:  # a file that is missing or may not be read; it is named
+      raise
+    except Exception as error:  # noqa: BLE001 (TFDS trusts these files: protobuf's, KeyError, AttributeError, ...)
+      raise ValueError(
+          f"{self.location}: dataset_info.json or features.json is damaged ({type(error).__name__}: {error});"
+          " delete the directory and prepare the set again, or restore the two files."
+      ) from error
     formats = sorted(f.value for f in builder.info.available_file_formats())
     if "array_record" not in formats:
       raise ValueError(
@@ -132,6 +149,9 @@ class TfdsSource(Source):
       raise ValueError(naming.unknown_split(name, split, splits)) from error
     if not self._length:
       raise ValueError(f"The split {split!r} of {self.location} is empty.")
+    # What the files hold and how they are cut, from which the order follows.
+    self._stored = zlib.crc32(json.dumps([name, split, self._length] + [
+        [each, list(splits[each].shard_lengths), splits[each].num_bytes] for each in sorted(splits)]).encode())
 
   def _builder(self):
     import tensorflow_datasets as tfds
@@ -153,6 +173,9 @@ class TfdsSource(Source):
   def __len__(self):
     return self._length
 
+  def fingerprint(self):
+    return self._stored
+
   def read(self, index):
     return self._parse(index, self._records()[index])
 
@@ -166,15 +189,21 @@ class TfdsSource(Source):
     return [self._parse(i, record) for i, record in zip(indices, records, strict=True)]
 
   def _parse(self, index, record):
+    from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
-    feature = tf_example_pb2.Example.FromString(record).features.feature
-    key = f"{self.name} {self.split}[{index}]"
+    key = self.key(index)
+    try:
+      feature = tf_example_pb2.Example.FromString(record).features.feature
+      # A map makes what it is asked for; a record without one of the two has no value there.
+      image, label = feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0]
+    except (DecodeError, IndexError) as error:
+      raise ValueError(f"the record of {key} is damaged: it holds no image with a label") from error
     for field in ("file_name", "image/filename", "id"):
       if field in feature and feature[field].bytes_list.value:
         key += " " + feature[field].bytes_list.value[0].decode(errors="replace")
         break
-    return feature["image"].bytes_list.value[0], feature["label"].int64_list.value[0], key
+    return image, label, key
 
   def __getstate__(self):
     return {**self.__dict__, "_data": None}  # open files stay in the process that opened them

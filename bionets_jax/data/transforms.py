@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from bionets_jax.data import fast_resize
+from bionets_jax.data.decode import MAX_PIXELS
 from bionets_jax.data.grammar import check_pixels
 from bionets_jax.data.rand_augment import RandAugment
 
@@ -30,7 +31,12 @@ def example_rng(seed, epoch, index):
 
 
 def resize_to(image, height, width, interpolation):
-  """Resizes uint8 (h, w, c) to (height, width, c) with an antialiased filter: PIL's, or nearly so if FAST."""
+  """Resizes uint8 (h, w, c) to (height, width, c) with an antialiased filter: PIL's, or nearly so if FAST.
+
+  Raises:
+    ValueError: more than MAX_PIXELS, as of a line of pixels that is enlarged.
+  """
+  _check_area(height, width)
   if interpolation == FAST:
     return fast_resize.resize_to(image, height, width)
   gray = image.shape[-1] == 1
@@ -38,6 +44,11 @@ def resize_to(image, height, width, interpolation):
   pil = Image.fromarray(image[..., 0] if gray else image)
   resized = np.asarray(pil.resize((width, height), _FILTERS[interpolation]))
   return resized[..., None] if gray else resized
+
+
+def _check_area(height, width):
+  if height * width > MAX_PIXELS:
+    raise ValueError(f"the image would become {width} x {height} pixels; at most {MAX_PIXELS:,} are made")
 
 
 def nearest_positions(old, new):
@@ -228,6 +239,7 @@ class PadSquare:
 
   def __call__(self, image, rng):
     del rng
+    _check_area(*[max(image.shape[:2])] * 2)
     missing = [max(image.shape[:2]) - n for n in image.shape[:2]]
     return np.pad(image, [(m // 2, m - m // 2) for m in missing] + [(0, 0)])
 

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from bionets_jax.terminal import printable
 from bionets_jax.weights.command_line import model_option
 
 _DESCRIPTION = """\
@@ -58,6 +59,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                     help="images at a time (default: the run's, else 256)")
   data.add_argument("--workers", type=int, default=-1, metavar="N",
                     help="reading processes; 0: threads; -1 (default): by the cores")
+  data.add_argument("--max-bad-records", type=int, default=0, metavar="N",
+                    help="images that may be unreadable; they are left out, and counted (default: 0)")
 
   how = parser.add_argument_group("what is measured")
   how.add_argument("--real-labels", default="", metavar="FILE",
@@ -82,8 +85,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
       name: getattr(options, name) for name in _DISTURBANCES
       if options.robustness or getattr(options, name)}
   options.model_options = dict(options.model_option)
-  if options.limit < 0 or options.batch_size < 0:
-    parser.error("--limit and --batch-size are numbers of images")
+  if min(options.limit, options.batch_size, options.max_bad_records) < 0:
+    parser.error("--limit, --batch-size and --max-bad-records are numbers of images")
   if not 0 <= options.seed < 2**32:
     parser.error(f"--seed={options.seed}: give a number from 0 to 2**32 - 1")
   if options.real_labels and options.disturbances:
@@ -102,9 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
   from bionets_jax.evaluate.run import evaluate
 
   try:
-    evaluate(options, say=lambda text: print(text, flush=True))
+    evaluate(options, say=lambda text: print(printable(text), flush=True))
   except (ValueError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(printable(f"error: {error}"), file=sys.stderr)
     return 1
   except RuntimeError as error:
     if type(error) is not RuntimeError:  # XLA's own errors keep their traceback

@@ -8,7 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from bionets_jax.data.bad_records import BadRecords
 from bionets_jax.data.batches import ResidentBatches, resolve_workers, stream_batches
+from bionets_jax.data.faults import Limit
 from bionets_jax.data.order import EvalPlan
 from bionets_jax.data.placement import place
 from bionets_jax.data.resident import ResidentSet, load
@@ -27,7 +29,7 @@ class Examples:
 
   def __init__(
       self, name: str, split: str, data_dir: str, transform: str, *, limit: int, batch_size: int,
-      workers: int, mesh: Mesh,
+      workers: int, mesh: Mesh, max_bad_records: int = 0,
   ):
     """
     Args:
@@ -37,6 +39,7 @@ class Examples:
       batch_size: images at a time, a multiple of the number of devices.
       workers: reading processes; 0 for threads, -1 by the cores.
       mesh: all devices on the axis 'data'.
+      max_bad_records: how many images may be unreadable; they are left out.
 
     Raises:
       FileNotFoundError, ValueError: saying what is wrong with which option.
@@ -58,6 +61,7 @@ class Examples:
     self.batch_size = batch_size
     self._workers = resolve_workers(workers)
     self._mesh = mesh
+    self._bad = BadRecords(Limit(max_bad_records, "--max-bad-records"), {"eval": self.source})
 
   def __len__(self) -> int:
     return len(self.source)
@@ -66,10 +70,14 @@ class Examples:
     """As `Pipeline.eval_batches`; with `close()`."""
     plan = EvalPlan(len(self), self.batch_size)
     if self._placement.resident:
-      images, labels = load(self.source, self._placement.host, self._placement.host_shape)
-      resident = ResidentSet(images, labels, self._mesh, self._placement.device)
+      images, labels, faults = load(
+          self.source, self._placement.host, self._placement.host_shape, self._bad.limit)
+      self._bad.note("eval", faults)
+      resident = ResidentSet(images, labels, self._mesh, self._placement.device, faults)
       return ResidentBatches(resident, plan, 0, 0)
-    return stream_batches(self.source, plan, self._placement, 0, 0, self._workers, self._mesh)
+    return stream_batches(
+        self.source, plan, self._placement, 0, 0, self._workers, self._mesh, self._bad.limit,
+        lambda step, faults: self._bad.note("eval", faults))
 
   def rows(self, step: int) -> np.ndarray:
     """The examples of a batch by their number in the split, -1 where a row has none: int (batch_size,)."""
@@ -89,6 +97,9 @@ class First(Source):
 
   def __len__(self):
     return self._count
+
+  def key(self, index):
+    return self._source.key(index)
 
   def read(self, index):
     return self._source.read(index)
@@ -117,6 +128,10 @@ class Annotated:
       batch[name] = jax.device_put(array, batch["label"].sharding)
     self._step += 1
     return batch
+
+  def skipped(self) -> int:
+    """See `StreamBatches`."""
+    return self._batches.skipped()
 
   def close(self) -> None:
     self._batches.close()

@@ -30,7 +30,7 @@ def read_real_labels(path: str, num_classes: int) -> list[list[int]]:
   try:
     with open(path, encoding="utf-8") as file:
       sets = json.load(file)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"--real-labels={path}: not a JSON file ({error})") from error
   if not isinstance(sets, list) or len(sets) != IMAGES:
     what = f"{len(sets):,} entries" if isinstance(sets, list) else f"a {type(sets).__name__}"

@@ -144,7 +144,7 @@ def _measure_with(task: Classification) -> Callable[[Tree, Tree, Batch], Metrics
 
 def by_kind(values: Mapping[str, float], levels: Mapping[str, Sequence[float]]) -> dict[str, Any]:
   """{'clean': {...}, 'jpeg': [{'level', 'top1_error', 'loss', 'changed'}, ...], ...} of the step's means."""
-  out: dict[str, Any] = {"clean": {key: values[key] for key in ("top1_error", "loss")}}
+  out: dict[str, Any] = {"clean": {key: values[key] for key in ("top1_error", "loss", "bad_records") if key in values}}
   metrics = ("top1_error", "changed", "loss")
   for kind, given in levels.items():
     out[kind] = [{"level": level, **{key: values[f"{kind} {level:g} {key}"] for key in metrics}}

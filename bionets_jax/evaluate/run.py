@@ -52,7 +52,8 @@ def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) ->
     batch_size = -(-batch_size // mesh.size) * mesh.size
   examples = Examples(
       data["name"], data["split"], data["dir"], data["transform"], limit=options.limit,
-      batch_size=batch_size, workers=options.workers, mesh=mesh)
+      batch_size=batch_size, workers=options.workers, mesh=mesh,
+      max_bad_records=options.max_bad_records)
   check_classes(loaded.class_names, examples.source, loaded.path)
   if levels and examples.crops > 1:
     raise ValueError(f"--transform={data['transform']!r} makes {examples.crops} crops of an image; disturbed "
@@ -151,7 +152,8 @@ def _clean(task, variables, examples, levels, options, say) -> dict[str, Any]:
   eval_step = jax.jit(over_runs(make_eval_step(measured), (0, 0, 0)), compiler_options=compiler_options())
   (values,) = evaluation.evaluate(
       eval_step, variables, [batches or examples.batches()], len(examples), say)
-  return {"clean": real_error(values, len(examples)) if options.real_labels else values}
+  used = len(examples) - values.get("bad_records", 0)
+  return {"clean": real_error(values, used) if options.real_labels else values}
 
 
 def _disturbed(task, variables, examples, levels, options, say) -> dict[str, Any]:
