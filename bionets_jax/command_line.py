@@ -1,9 +1,8 @@
 """The command line behind launch.py."""
 
 import ast
-import importlib.util
-import inspect
 import os
+import re
 import signal
 import sys
 
@@ -11,17 +10,21 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from bionets_jax.training.config import flatten, nearest
+from bionets_jax.config_files import load_config
+from bionets_jax.terminal import printable
+from bionets_jax.training import exit_status
+from bionets_jax.training.config import check_config, flatten, nearest
+from bionets_jax.training.ranges import unread
 
 USAGE = ("Usage: python launch.py --config=configs/quickstart.py [--workdir=DIR] [--mode=train|eval|largest_batch] "
          "[--distributed=off|auto|host:port,rank,count] [--config.KEY=VALUE ...]")
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: try again later
-
 FLAGS = flags.FLAGS
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Parses the command line and runs; leaves through `sys.exit`."""
+  """Parses the command line and runs; leaves through `sys.exit`, with a status of `training.exit_status`."""
+  for number in (signal.SIGTERM, signal.SIGINT):  # from the first moment on; `_run` takes over
+    signal.signal(number, lambda *_: os._exit(exit_status.INTERRUPTED))
   config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")
   flags.DEFINE_string(
       "workdir", None, "Where the run lives; default: workdirs/ and the name of the config.")
@@ -30,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
       "Train, evaluate the newest checkpoint, or find the largest batch that fits into the device.")
   flags.DEFINE_string(
       "distributed", "off", "'auto' (TPU pod, SLURM, Open MPI, Kubernetes), 'off' or host:port,rank,count.")
+  flags.DEFINE_integer(
+      "join_timeout", 300, "Seconds to wait for the other processes of the job at the start.", lower_bound=1)
   flags.mark_flag_as_required("config")
   app.run(_run, argv=argv, flags_parser=_parse)
 
@@ -41,6 +46,8 @@ def _parse(argv: list[str]) -> list[str]:
   sys.argv = argv  # where ml_collections looks for the overrides
   try:
     rest = FLAGS(argv)
+    if config is not None:
+      _check_read(argv, FLAGS.config)
     for key, value in added.items():
       *parents, leaf = key.split(".")
       node = FLAGS.config
@@ -91,32 +98,35 @@ def _load_config(argv: list[str]) -> ml_collections.ConfigDict | None:
       path = argv[i + 1]
   if not path:
     return None
-  file, _, argument = path.partition(":")
-  if not os.path.isfile(file):
-    folder = os.path.dirname(file) or "."
-    there = sorted(n for n in os.listdir(folder) if n.endswith(".py")) if os.path.isdir(folder) else []
-    hint = nearest(os.path.basename(file), there)
-    _fail(f"--config={file}: no such file{hint}" + (f"; {folder} has {', '.join(there)}" if there else ""))
-  if not file.endswith(".py"):
-    _fail(f"--config={file}: give a Python file with a function get_config")
-  spec = importlib.util.spec_from_file_location("config_file", file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  if not hasattr(module, "get_config"):
-    _fail(f"--config={file}: the file has no function get_config")
-  if argument and not inspect.signature(module.get_config).parameters:
-    _fail(f"--config={path}: {file} takes no argument; leave ':{argument}' away")
   try:
-    return module.get_config(argument) if argument else module.get_config()
-  except ValueError as error:
+    return load_config(path)
+  except (ValueError, OSError) as error:
     _fail(f"--config={path}: {error}")
+
+
+def _check_read(argv: list[str], config: ml_collections.ConfigDict) -> None:
+  """Refuses an override that the rest of the config keeps from being read: it is a slip.
+
+  What a config file sets may well be left over when an override chooses something else.
+  """
+  given = {a.lstrip("-").partition("=")[0].removeprefix("config.") for a in argv[1:] if a.startswith("-")}
+  study = "runs" in config
+  for name, run in config.runs.items() if study else [("", config)]:
+    try:
+      check_config(run)
+    except ValueError:
+      continue  # said with everything else about it, before anything is built
+    for key, needs in unread(run).items():
+      if (full := f"runs.{name}.{key}" if study else key) in given:
+        _fail(f"--config.{full}: nothing reads this key of this run; it takes {needs}")
 
 
 def _default_workdir() -> str:
   """workdirs/ic_resnet50_wld-50_b for --config=configs/ic_resnet50_wld.py:50_b."""
   file, _, argument = config_flags.get_config_filename(FLAGS["config"]).partition(":")
   name = os.path.splitext(os.path.basename(file))[0]
-  return os.path.join("workdirs", f"{name}-{argument.replace(',', '-')}" if argument else name)
+  argument = re.sub(r"[^\w.+=-]", "-", argument)  # one folder, whatever it is: '../x' would leave workdirs/
+  return os.path.join("workdirs", f"{name}-{argument}" if argument else name)
 
 
 def _run(argv: list[str]) -> None:
@@ -125,35 +135,31 @@ def _run(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   # Imported late: a mistake on the command line should not have to wait for them.
   from bionets_jax import experiments
-  from bionets_jax.training.devices import start_distributed
+  from bionets_jax.training import distributed, hangs, job, stopping
   from bionets_jax.training.loop import Interrupted
 
-  def leave(number, frame):  # outside the training loop there is nothing to save
-    raise SystemExit(EXIT_INTERRUPTED)
-
+  stopping.leave_on_signals()
+  hangs.watch()
   try:
-    start_distributed(FLAGS.distributed)
-    if FLAGS.distributed == "off":
-      for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
+    distributed.start(FLAGS.distributed, FLAGS.join_timeout)
     workdir = FLAGS.workdir or _default_workdir()
     experiments.run(FLAGS.config, workdir, mode=FLAGS.mode, say=_say)
   except Interrupted:
-    sys.exit(EXIT_INTERRUPTED)
-  except (ValueError, OSError, FloatingPointError) as error:
-    _fail(str(error), status=1)
-  except RuntimeError as error:
-    if type(error) is not RuntimeError:  # XLA's own errors keep their traceback
+    job.leave(exit_status.INTERRUPTED)
+  except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+    own = type(error) is RuntimeError or not isinstance(error, RuntimeError)  # XLA's keep their traceback
+    if not own or job.lost_a_process(error):  # what that means is said in `job`
       raise
     _fail(str(error), status=1)
+  job.leave(0)
 
 
 def _say(text: str) -> None:
-  print(text, flush=True)
+  print(printable(text), flush=True)
 
 
 def _fail(message: str, status: int = 2) -> None:
-  print(f"error: {message}", file=sys.stderr, flush=True)
-  if "bionets_jax.training.devices" in sys.modules:
-    sys.modules["bionets_jax.training.devices"].leave(status)
+  print(printable(f"error: {message}"), file=sys.stderr, flush=True)
+  if "bionets_jax.training.job" in sys.modules:
+    sys.modules["bionets_jax.training.job"].leave(status, message)
   sys.exit(status)

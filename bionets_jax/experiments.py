@@ -1,6 +1,7 @@
 """Runs what a config file describes: one run, the same run with several seeds, or a study of several."""
 
 import os
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from bionets_jax.training.summary import begun, finished, sweep_summary, write_j
 from bionets_jax.training.teacher import check_weights_path
 
 _STUDY_KEYS = ("title", "runs")
+_RUN_NAME = re.compile(r"\w[\w+,.-]{0,127}")
 
 Run = tuple[ml_collections.ConfigDict, str]
 
@@ -134,6 +136,9 @@ def _study(config: ml_collections.ConfigDict, workdir: str) -> dict[str, _Experi
       raise ValueError(f"config.{key}: nothing reads this key of a study{nearest(key, _STUDY_KEYS)}")
   out = {}
   for name, run_config in config.runs.items():
+    if not _RUN_NAME.fullmatch(name):
+      raise ValueError(f"config.runs.{name!r}: a run's name is that of its folder; give letters, digits, '_', "
+                       "'-', '+', ',' and '.', the first one a letter, digit or '_'")
     try:
       out[name] = _seeds(run_config, os.path.join(workdir, name), out)
     except ValueError as error:

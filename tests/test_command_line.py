@@ -3,7 +3,6 @@
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -78,24 +77,6 @@ def test_killed_and_terminated_the_run_ends_bit_identical(config_file, whole, tm
   assert code == 0 and "resuming from step" in output
   assert weight_bytes(workdir) == weight_bytes(whole)
   assert losses(workdir) == losses(whole)
-
-
-def test_two_processes_see_what_one_sees(config_file, whole, tmp_path):
-  with socket.socket() as s:
-    s.bind(("127.0.0.1", 0))
-    port = s.getsockname()[1]
-  workdir = tmp_path / "two"
-  processes = [
-      start(f"--config={config_file}:8 steps", f"--workdir={workdir}",
-            f"--distributed=127.0.0.1:{port},{rank},2", devices=2) for rank in (0, 1)]
-  outputs = [p.communicate(timeout=240)[0] for p in processes]
-  assert [p.returncode for p in processes] == [0, 0], outputs
-  assert "4 x cpu (cpu) in 2 processes" in outputs[0]
-  # Only the first process speaks; the rest is the transport's own.
-  assert all(line.startswith("[Gloo]") for line in outputs[1].splitlines())
-  one, two = losses(whole)[:8], losses(str(workdir))
-  assert len(two) == 8
-  assert two == pytest.approx(one, rel=2e-4)
 
 
 def test_ctrl_c_reaches_the_whole_group_and_the_run_still_saves(tmp_path):

@@ -102,3 +102,10 @@ def test_compiler_options_are_options_of_this_xla():
       run(x, kernel), jax.lax.conv_general_dilated(x, kernel, (1, 1), PADS, dimension_numbers=("NHWC", "HWIO", "NHWC")),
       atol=1e-5)
   assert ops.compiler_options("gpu") == ops.compiler_options("tpu") == {}
+
+
+def test_determinism_is_an_option_of_this_xla_and_of_gpus_alone():
+  options = ops.compiler_options("gpu", deterministic=True)
+  assert options and jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2  # an unknown name is an error
+  assert ops.compiler_options("cpu", deterministic=True) == ops.compiler_options("cpu")
+  assert ops.compiler_options("tpu", deterministic=True) == {}

@@ -166,7 +166,7 @@ def test_a_loss_that_is_not_finite_leaves_a_sweep_its_summary():
 
 
 def test_every_process_forgets_what_was_saved_of_later_steps(tmp_path, monkeypatch):
-  """Orbax deletes in all processes together: the first one alone would wait for the others, or fail."""
+  """Only the first one removes anything, which is for `Checkpoints` to know and not for the loop."""
   forgotten = []
   monkeypatch.setattr(Checkpoints, "forget_after", lambda self, step: forgotten.append(step))
   train_as = loop._train

@@ -332,15 +332,6 @@ def test_a_run_that_saved_nothing_owns_no_workdir(tmp_path):
   assert finished(tiny_config(), str(tmp_path)) is None
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
-  train(tiny_config(duration="5 steps"), str(tmp_path), say=quiet, devices=jax.devices()[:1])
-  for name in ("summary.json", "weights.safetensors"):
-    os.remove(tmp_path / name)
-  os.mkdir(tmp_path / "checkpoints" / "7")
-  with pytest.raises(ValueError, match=r"checkpoints/7 is damaged.*remove it to go on from step 5"):
-    train(tiny_config(duration="5 steps"), str(tmp_path), say=quiet, devices=jax.devices()[:1])
-
-
 def test_every_key_of_the_configs_is_read(runs, tmp_path, monkeypatch):
   """A flag that nothing reads is a lie: each leaf is looked up somewhere during a run."""
   config = tiny_wld_config(runs[1][0], duration="1 steps", ema_decay=0.9, optimizer__kind="rmsprop")
@@ -394,7 +385,7 @@ def test_a_study_runs_tabulates_and_plots(tmp_path):
 def test_a_study_is_checked_before_its_first_run(tmp_path):
   with pytest.raises(ValueError, match="'c' is not a run before it; those are a"):
     experiments.run(study(a=tiny_config(), b=tiny_wld_config("run:c")), str(tmp_path), say=quiet)
-  with pytest.raises(ValueError, match="in config.runs.b: unknown model 'resnet21_cifar'"):
+  with pytest.raises(ValueError, match="in config.runs.b: .*unknown model 'resnet21_cifar'"):
     experiments.run(study(a=tiny_config(), b=tiny_config(model__name="resnet21_cifar")),
                     str(tmp_path), say=quiet)
   bad = change(tiny_config(), {})

@@ -137,13 +137,21 @@ def test_what_an_option_is_not_leaves_no_trace():
     ("resnet18", {"widht": 8}, "did you mean 'width'"),
     ("resnet18", {"dtype": "bfloat16"}, "dtype: leave it out"),
     ("resnet18", {"conv": bn.layers.ICConv}, "conv=.*JSON"),
-    ("resnet18", {"width": "64), print("}, "should be a number"),
-    ("resnet18", {"stage_sizes": 2}, "resnet18: an option of the wrong kind"),
+    ("resnet18", {"width": "64), print("}, "width=.*give a whole number"),
+    ("resnet18", {"stage_sizes": 2}, "stage_sizes=2: give a tuple"),
     ("ic_resnet18", {"alpha": float("nan")}, "alpha=nan.*JSON"),
     ("efficientnet_b0", {"flavour": "timm"}, "flavour='timm': give one of keras")])
 def test_what_cannot_be_written_is_refused_by_name(name, options, match):
   with pytest.raises(ValueError, match=match):
     pytorch_source(name, options, 10, (32, 32, 3), preprocessing_of((32, 32, 3)))
+
+
+def test_text_does_not_become_code():
+  """The second barrier: the first one is that create_model takes no text for a number."""
+  assert networks.call("nn.Conv2d", 3, (1, 2), bias=None) == "nn.Conv2d(3, (1, 2), bias=None)"
+  for value in ("64), print(", (1, "2"), object()):
+    with pytest.raises(ValueError, match="should be a number"):
+      networks.call("nn.Conv2d", value)
 
 
 @pytest.mark.parametrize("change,match", [

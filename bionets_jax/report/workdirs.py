@@ -19,7 +19,7 @@ from bionets_jax.weights.run_facts import read_caveats
 
 _SEED = re.compile(r"seed_(\d+)")
 # Hold nothing that a run says of itself, and checkpoints hold thousands of files.
-_SKIPPED = ("checkpoints", "plots", "evaluations")
+_SKIPPED = ("checkpoints", "checkpoints-damaged", "plots", "evaluations")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Run:
     """(last step that metrics.jsonl has, newest checkpoint if any, all steps if they can be told)."""
     lines = [line for line in read_metrics(self.metrics) if is_number(line.get("step")) and line.get("epoch")]
     step = max((line["step"] for line in lines), default=0)
-    saved = [int(name) for name in _names(os.path.join(self.workdir, "checkpoints")) if name.isdigit()]
+    saved = [int(name) for name in _names(os.path.join(self.workdir, "checkpoints")) if name.isdecimal()]
     duration = self.config.get("duration", "")
     try:
       per_epoch = round(lines[-1]["step"] / lines[-1]["epoch"]) if lines else 0

@@ -15,8 +15,9 @@ import ml_collections
 OPEN_KEYS = ("model.options", "paper")
 # What may differ between a run and its continuation: where things are and how they are reported. That
 # the data and the teacher are still the same is checked by what they hold.
-NOT_THE_RUN = ("seeds", "side_by_side", "data.dir", "data.workers", "eval_batch_size", "remat", "log_every",
-               "checkpoint_every", "keep_checkpoints", "device", "compile_cache", "profile",
+NOT_THE_RUN = ("seeds", "side_by_side", "data.dir", "data.workers", "data.max_bad_records", "eval_batch_size", "remat", "log_every",
+               "checkpoint_every", "keep_checkpoints", "keep_best", "keep_every", "nonfinite", "device",
+               "compile_cache", "profile",
                "teacher.weights", "model.weights", "paper")
 
 
@@ -42,6 +43,7 @@ def classification_config() -> ml_collections.ConfigDict:
           eval_transform="",       # e.g. 'resize(256)|center_crop(224)', or '...|ten_crop(224)'
           test_transform="",       # of test_split
           workers=-1,              # decoding processes; -1: by the cores at hand, 0: threads only
+          max_bad_records=0,       # how many unreadable images are skipped, over all splits, before the run stops
           drop_remainder=True,     # False keeps the last, smaller batch of an epoch
           mean=(0.485, 0.456, 0.406),  # of images in 0..1; (): those of the weights
           std=(0.229, 0.224, 0.225),
@@ -78,13 +80,17 @@ def classification_config() -> ml_collections.ConfigDict:
       alpha_ramp_to=0.03,          # where units have alpha='scheduled': linear from 0 to this
       dtype="auto",                # 'float32', 'bfloat16', 'float16' (with loss scaling); auto:
                                    # bfloat16 on accelerators, float32 on a CPU
+      nonfinite="stop",            # loss or gradients NaN or infinite: 'stop', or 'skip' the step (20 in a row stop)
       device="",                   # 'gpu' or 'tpu' refuses to run on anything else
+      deterministic=False,         # the same bits on a GPU every time, with slower algorithms; a CPU always has them
       compile_cache="auto",        # compiled programs on disk: 'auto' (not on a CPU), 'off' or a folder
       profile="",                  # 'START:COUNT': these steps are traced into WORKDIR/profile
       log_every="50 steps",
       eval_every="1 epochs",
       checkpoint_every="1 epochs",
-      keep_checkpoints=2,
+      keep_checkpoints=2,          # that many of the newest
+      keep_best=0,                 # and that many with the lowest error on eval_split so far
+      keep_every="",               # and one of each such period, e.g. '10 epochs'; '' for none
       paper=dict(),                # the paper's figures for this row, for the summary
   ))
 
@@ -121,7 +127,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     ValueError: naming the key, and what would be right.
   """
   task = config.get("task", "")
-  if task not in _TEMPLATES:
+  if not isinstance(task, str) or task not in _TEMPLATES:
     raise ValueError(f"config.task={task!r}{nearest(task, _TEMPLATES)}; known: {', '.join(_TEMPLATES)}")
   known = flatten(_TEMPLATES[task]())
   given = flatten(config)
@@ -142,9 +148,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 def _check_type(key: str, value: Any, example: Any) -> None:
   ok = isinstance(value, type(example)) or (isinstance(example, float) and isinstance(value, int))
   if isinstance(example, tuple):
-    ok = isinstance(value, tuple | list) and all(isinstance(v, int | float) for v in value)
+    ok = isinstance(value, tuple | list) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) for v in value)
   if not ok or (isinstance(value, bool) != isinstance(example, bool)):
-    raise ValueError(f"config.{key}={value!r} should be of type {type(example).__name__}")
+    of = " of numbers" if isinstance(example, tuple) else ""
+    raise ValueError(f"config.{key}={value!r:.200} should be of type {type(example).__name__}{of}")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -179,7 +187,8 @@ def identity(stored: dict[str, Any]) -> dict[str, Any]:
 
   A key that is newer than the file has its default: that is what the run did.
   """
-  template = _TEMPLATES.get(stored.get("task"), dict)()
+  task = stored.get("task")
+  template = _TEMPLATES[task]() if isinstance(task, str) and task in _TEMPLATES else {}
   defaults = flatten(to_json(template)) if template else {}
   whole = {k: v for k, v in defaults.items() if k not in OPEN_KEYS} | flatten(stored)
   return {key: value for key, value in whole.items()
@@ -197,7 +206,7 @@ def duration_in_steps(text: str, steps_per_epoch: int, key: str) -> int:
   Raises:
     ValueError: for anything else, naming `key`.
   """
-  match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?)\s*", text)
+  match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,15})?)\s*(epochs?|steps?)\s*", text)
   if not match or (match[2].startswith("step") and "." in match[1]):
     raise ValueError(f"config.{key}={text!r}: give a duration such as '90 epochs' or '500 steps'")
   number = float(match[1])

@@ -1,56 +1,20 @@
 """Processes, devices and the mesh."""
 
-import json
-import os
-import re
-import signal
-import sys
-import threading
-import traceback
-import zlib
+import collections
 from collections.abc import Sequence
-from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
-def start_distributed(spec: str) -> None:
-  """Joins the other processes of the job. Must come before anything touches a device.
-
-  Args:
-    spec: 'off'; 'auto', for TPU pods, SLURM, Open MPI and Kubernetes, which JAX recognises; or
-      'host:port,rank,count'.
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """The devices, by default all of all processes, along one axis, 'data'.
 
   Raises:
-    ValueError: for another spec.
+    RuntimeError: if some processes of the job have fewer devices than others; says which.
   """
-  if spec == "off":
-    return
-  # Without this hook an exception in one process leaves the others waiting for five minutes.
-  def die(kind, value, trace):
-    traceback.print_exception(kind, value, trace)
-    sys.stderr.flush()
-    os._exit(1)
-
-  match = re.fullmatch(r"([^,]+:\d+),(\d+),(\d+)", spec)
-  if match:
-    rank, count = int(match[2]), int(match[3])
-    if rank >= count:
-      raise ValueError(f"--distributed={spec}: rank {rank} is not below the count {count}")
-    jax.distributed.initialize(match[1], num_processes=count, process_id=rank)
-  elif spec == "auto":
-    jax.distributed.initialize()
-  else:
-    raise ValueError(f"--distributed={spec!r}: give 'auto', 'off' or 'host:port,rank,count'")
-  sys.excepthook = die
-
-
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """The devices, by default all of all processes, along one axis, 'data'."""
   devices = jax.devices() if devices is None else devices
+  check_same_number(devices)
   return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
@@ -73,21 +37,18 @@ def check_platform(wanted: str) -> None:
         "or set config.device=''")
 
 
-def check_same_everywhere(config: Any) -> None:
-  """Refuses to go on where the processes of a job were started with different configs.
-
-  Args:
-    config: JSON-serialisable.
+def check_same_number(devices: Sequence[jax.Device]) -> None:
+  """Refuses processes with different numbers of devices: one that is missing would go unnoticed.
 
   Raises:
-    ValueError: in every process.
+    RuntimeError: in every process, with the numbers.
   """
-  if jax.process_count() == 1:
-    return
-  digest = np.uint32(zlib.crc32(json.dumps(config, sort_keys=True).encode()))
-  if len(set(np.ravel(multihost_utils.process_allgather(digest)).tolist())) > 1:
-    raise ValueError("the processes of this job were started with different configs; give all of them "
-                     "the same --config and the same --config.KEY=VALUE")
+  found = collections.Counter(device.process_index for device in devices)
+  if len(set(found.values())) > 1:
+    most = max(found.values())
+    less = ", ".join(f"process {p} has {n}" for p, n in sorted(found.items()) if n < most)
+    raise RuntimeError(f"the processes of this job have up to {most} devices, but {less}; look for a device that "
+                       "is broken, taken or hidden there (CUDA_VISIBLE_DEVICES), and give all the same number")
 
 
 def describe_devices(mesh: Mesh) -> str:
@@ -95,53 +56,3 @@ def describe_devices(mesh: Mesh) -> str:
   first, processes = mesh.devices.flat[0], jax.process_count()
   text = f"{mesh.size} x {first.device_kind} ({first.platform})"
   return text + (f" in {processes} processes" if processes > 1 else "")
-
-
-def leave(status: int) -> None:
-  """Ends the process. In a job of several, at once: a normal exit would wait for the others."""
-  sys.stdout.flush()
-  sys.stderr.flush()
-  if jax.distributed.is_initialized():
-    os._exit(status)
-  sys.exit(status)
-
-
-class StopRequest:
-  """Turns SIGTERM and the first Ctrl-C into a question that the loop asks after each step.
-
-  In a job of several processes JAX's own handler passes SIGTERM on, and all of them get the same
-  answer at the same step. Outside the main thread signals are left alone.
-  """
-
-  def __init__(self):
-    self._event = threading.Event()
-    self._previous = {}
-
-  def __enter__(self):
-    if threading.current_thread() is threading.main_thread():
-      if jax.process_count() > 1:
-        handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
-      else:
-        handlers = {signal.SIGTERM: self._handle, signal.SIGINT: self._handle}
-      for number, handler in handlers.items():
-        self._previous[number] = signal.signal(number, handler)
-    return self
-
-  def __exit__(self, *_):
-    for number, handler in self._previous.items():
-      signal.signal(number, handler)
-
-  def _handle(self, number, frame):
-    if self._event.is_set() and number == signal.SIGINT:
-      raise KeyboardInterrupt
-    self._event.set()
-
-  @property
-  def pending(self) -> bool:
-    """Whether a signal has come to this process, answered or not."""
-    return self._event.is_set()
-
-  def asked(self, step: int) -> bool:
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._event.is_set()

@@ -16,6 +16,7 @@ from bionets_jax.training.checkpoints import Checkpoints
 from bionets_jax.training.clock import readable, readable_rate
 from bionets_jax.training.devices import replicated
 from bionets_jax.training.program import abstract_state
+from bionets_jax.training.restoring import restore_newest
 from bionets_jax.training.setup import make_setup
 from bionets_jax.training.side_by_side import over_runs
 from bionets_jax.training.state import make_eval_step
@@ -28,7 +29,7 @@ IN_FLIGHT = 2
 
 def evaluate(
     eval_step: Callable, variables: Any, batches: Sequence[Iterator], total: int,
-    say: Callable[[str], None],
+    say: Callable[[str], None], asked: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, float]]:
   """Means over a whole split for each of several runs, each example counted once.
 
@@ -36,14 +37,18 @@ def evaluate(
     eval_step: the jitted `make_eval_step`, over runs (`side_by_side.over_runs`).
     variables: (params, model_state), stacked if there are several runs.
     batches: of each run. They are closed.
-    total: the number of examples.
+    total: the number of examples, bad records among them.
     say: told of the progress every ten seconds.
+    asked: before each batch, whether to stop.
 
   Returns:
-    Of each run name -> mean: 'loss', 'top1_error' in percent, and 'top5_error' for six classes or more.
+    Of each run name -> mean: 'loss', 'top1_error' in percent, and 'top5_error' for six classes or more; where
+    there are any, also 'bad_records', how many examples could not be used and are in no mean.
+    [] if it was asked to stop.
 
   Raises:
     RuntimeError: if the number of examples seen is not `total`.
+    ValueError: if none can be used, or more are bad than the config lets pass.
   """
   started = told = time.perf_counter()
   sums: dict[str, Any] = collections.defaultdict(float)
@@ -55,6 +60,8 @@ def evaluate(
 
   try:
     for batch in zip(*batches, strict=True):
+      if asked():
+        return []
       in_flight.append(eval_step(*variables, list(batch)))
       if len(in_flight) > IN_FLIGHT:
         fetch()
@@ -69,35 +76,38 @@ def evaluate(
   while in_flight:
     fetch()
   counts = sums.pop("count")
-  if any(round(count) != total for count in counts):
-    raise RuntimeError(f"evaluated {counts} of {total} examples")
-  return [{name: float(value[i] / count) for name, value in sums.items()}
+  bad = [b.skipped() for b in batches]
+  if any(round(count) + skipped != total for count, skipped in zip(counts, bad, strict=True)):
+    raise RuntimeError(f"evaluated {counts} of {total} examples, beside {bad} that cannot be used")
+  if not all(counts):
+    raise ValueError(f"none of the {total} examples to evaluate on can be used")
+  return [{name: float(value[i] / count) for name, value in sums.items()} | ({"bad_records": bad[i]} if bad[i] else {})
           for i, count in enumerate(counts)]
 
 
 def evaluate_workdir(
     config: ml_collections.ConfigDict, workdir: str, *, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
-  """Evaluates the newest checkpoint of `workdir`.
+  """Evaluates the newest checkpoint of `workdir`; of damaged ones it says so and leaves them where they are.
 
   Raises:
     FileNotFoundError: if there is none.
+    ValueError, OSError: as `Checkpoints.restore`.
   """
   config_lib.check_config(config)
   if not os.path.isdir(os.path.join(workdir, "checkpoints")):
     raise FileNotFoundError(f"{workdir} has no checkpoints; train first, without --mode=eval")
   finished(config, workdir)  # the same config, or an error
   setup = make_setup(config)
-  checkpoints = Checkpoints(workdir, config.keep_checkpoints, read_only=True)
-  latest = checkpoints.latest_step()
-  if latest is None:
-    raise FileNotFoundError(f"{workdir}/checkpoints is empty; train first, without --mode=eval")
-  state, _ = checkpoints.restore(latest, abstract_state(setup))
-  checkpoints.close()
+  checkpoints = Checkpoints(workdir, setup.keep, say=say, read_only=True)
+  latest, _, found = restore_newest([checkpoints], abstract_state(setup), say)
+  if not latest:
+    raise FileNotFoundError(f"{workdir}/checkpoints has none that can be read; train first, without --mode=eval")
+  state = found[0][0]
   pipeline = setup.pipeline
   eval_step = jax.jit(
       over_runs(make_eval_step(setup.task), (0, 0, 0)), out_shardings=replicated(setup.mesh),
-      compiler_options=compiler_options())
+      compiler_options=compiler_options(deterministic=config.deterministic))
   values = evaluate(eval_step, state.evaluated, [pipeline.eval_batches()], pipeline.num_eval, say)[0]
   say(f"{workdir}, step {latest}, {pipeline.num_eval} examples: {show(values)}")
   values = {"step": latest} | values

@@ -13,9 +13,14 @@ def locked(workdir: str) -> Iterator[None]:
 
   Raises:
     RuntimeError: if another process holds it, naming that.
+    OSError: if it cannot be written, or `.lock` is a link: it is written over, wherever that leads.
   """
   path = os.path.join(workdir, ".lock")
-  with open(path, "a+", encoding="utf-8") as file:
+
+  def direct(name: str, mode: int) -> int:
+    return os.open(name, mode | os.O_NOFOLLOW, 0o666)
+
+  with open(path, "a+", encoding="utf-8", opener=direct) as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -18,26 +18,24 @@ import ml_collections
 import numpy as np
 
 from bionets_jax.ops import compiler_options
+from bionets_jax.training import bad_records, job, nonfinite, overview
 from bionets_jax.training import config as config_lib
-from bionets_jax.training import overview
 from bionets_jax.training.checkpoints import Checkpoints
 from bionets_jax.training.clock import Clock, readable
-from bionets_jax.training.devices import (
-  StopRequest,
-  check_same_everywhere,
-  describe_devices,
-  replicated,
-)
+from bionets_jax.training.devices import describe_devices, replicated
+from bionets_jax.training.distributed import check_same_everywhere, check_shared
 from bionets_jax.training.evaluation import IN_FLIGHT, evaluate
 from bionets_jax.training.lock import locked
 from bionets_jax.training.profiling import Profiler
 from bionets_jax.training.program import abstract_state, compile_ahead, jit_init, out_of_memory
 from bionets_jax.training.progress import Averages, Progress, mean_of_runs
+from bionets_jax.training.restoring import restore_newest
 from bionets_jax.training.setup import Setup, make_setup
 from bionets_jax.training.side_by_side import fits, over_runs, stack, unstack
 from bionets_jax.training.stalls import StallWatch
 from bionets_jax.training.start_up import StartUp
 from bionets_jax.training.state import TrainState, keep_best, make_eval_step
+from bionets_jax.training.stopping import StopRequest
 from bionets_jax.training.summary import (
   about_weights,
   finished,
@@ -102,7 +100,9 @@ def train(
   Raises:
     ValueError, FileNotFoundError, RuntimeError: before anything is computed, if something about the
       config, the data, the teacher or the workdir is not right.
-    FloatingPointError: if the loss is not finite. The last good checkpoint stays.
+    FloatingPointError: if loss, running statistics or gradients are not finite; with config.nonfinite='skip' in
+      20 steps in a row, or where no evaluation was finite of which the best is wanted. With the step, its examples
+      and the first layer at fault. The last good checkpoint stays.
     Interrupted: after SIGTERM or Ctrl-C, when the state is saved.
   """
   return train_together([(config, workdir)], say=say, devices=devices)[0]
@@ -132,8 +132,11 @@ def train_together(
   results: dict[str, Result] = {}
   for config, workdir in runs:
     config_lib.check_config(config)
-    check_same_everywhere(config_lib.to_json(config))
+    check_same_everywhere(config_lib.to_json(config), "the processes of this job were started with different "
+                          "configs; give all of them the same --config and the same --config.KEY=VALUE")
     summary = finished(config, workdir)
+    check_same_everywhere(summary, f"the processes of this job find different results in {workdir}; it must be "
+                          "a folder that all hosts share")
     if summary is not None:
       say(f"{workdir}: done already, {result_line(summary)}")
       results[workdir] = Result(None, summary)
@@ -149,7 +152,9 @@ def train_together(
           os.makedirs(workdir, exist_ok=True)
           closing.enter_context(locked(workdir))
           write_json(os.path.join(workdir, "config.json"), config_lib.to_json(config))
-      made = [_Run(config, workdir, setup, Checkpoints(workdir, config.keep_checkpoints),
+      for _, workdir in left:
+        check_shared(os.path.join(workdir, "config.json"))
+      made = [_Run(config, workdir, setup, Checkpoints(workdir, setup.keep, say=say),
                    {"train": 0.0, "total": 0.0, "last": {}, "best": {}, "inputs": setup.inputs()},
                    Averages())
               for (config, workdir), setup in zip(left, setups, strict=True)]
@@ -190,21 +195,21 @@ def _train(
     say(f"weights     {overview.inheritance(setup)}")
 
   # Restore -----------------------------------------------------------------------------------
-  saved = [run.checkpoints.steps() for run in runs]
-  step = max(set.intersection(*({0, *steps} for steps in saved)))
-  if max((0, *(steps[-1] for steps in saved if steps))) > step + setup.checkpoint_every:
-    raise NotTogether("the runs have come differently far")
   abstract = abstract_state(setup)
   say(f"model       {config.model.name}\n" + overview.model_table(
       task.model, abstract.params, pipeline.image_shape))
+  step, furthest, found = restore_newest([run.checkpoints for run in runs], abstract, say)
+  if furthest > step + setup.checkpoint_every:
+    raise NotTogether("the runs have come differently far")
   states = []
-  for run in runs if step else ():
-    state, memory = run.checkpoints.restore(step, abstract)
-    if memory["inputs"] != run.memory["inputs"]:
+  for run, (state, memory) in zip(runs, found, strict=True) if step else ():
+    if run.memory["inputs"] | memory["inputs"] != run.memory["inputs"]:  # of older checkpoints less is known
       raise ValueError(f"{run.workdir} was begun with {memory['inputs']}, and now the data and the "
                        f"weights are {run.memory['inputs']}; give the same ones, or another --workdir")
     states.append(state)
-    run.memory |= memory
+    run.memory |= memory | {"inputs": run.memory["inputs"]}
+  for run in runs:
+    bad_records.follow(run, step, say, lead=lead)
   if step:
     say(f"resuming from step {step} of {setup.total_steps}")
 
@@ -228,7 +233,8 @@ def _train(
   state = placed(stack)(states) if count > 1 else states[0]
   apart = placed(functools.partial(unstack, count=count))
   clock = Clock(*(sum(run.memory[key] for run in runs) for key in ("train", "total")))
-  eval_step = placed(over_runs(make_eval_step(task), (0, 0, 0)), compiler_options=compiler_options())
+  eval_step = placed(over_runs(make_eval_step(task), (0, 0, 0)),
+                     compiler_options=compiler_options(deterministic=config.deterministic))
   mark_best = placed(over_runs(keep_best, (0, 0)), donate_argnums=0)
   start_up.done("initialisation")
   early = [[next(b) for b in batches]] if going else []
@@ -251,7 +257,7 @@ def _train(
     for run, own, teacher in zip(runs, states, teachers, strict=True):
       say(overview.initial_agreement(run.setup, own, teacher))
     del teachers
-  del states
+  del states, found
   progress = Progress(runs, clock, say)
   start_up.done("compilation")
 
@@ -263,27 +269,38 @@ def _train(
   def save():
     times = {"train": clock.train / count, "total": clock.total / count}  # each its share
     for run, own in each():
-      run.checkpoints.save(step, own, run.memory | times)
+      run.checkpoints.save(step, own, run.memory | times | bad_records.remember(run))
 
-  def evaluated(variables, batches, total):
-    found = evaluate(eval_step, variables, batches, total, say)
+  def evaluated(variables, batches, total, *asked):
+    found = evaluate(eval_step, variables, batches, total, say, *asked)
     return [{"step": step} | values for values in found]
 
+  def owed():
+    """Whether this step is to have an evaluation and has none, perhaps since the run was stopped within it."""
+    due = step == setup.total_steps or (step and step % setup.eval_every == 0)
+    return due and runs[0].memory["last"].get("step") != step
+
   def evaluate_now():
+    """Whether it came to its end; not if the run is asked to stop meanwhile."""
     nonlocal state
     clock.pause()
-    found = evaluated(state.evaluated, [r.setup.pipeline.eval_batches() for r in runs], pipeline.num_eval)
+    found = evaluated(
+        state.evaluated, [r.setup.pipeline.eval_batches() for r in runs], pipeline.num_eval, stop.asked)
+    clock.resume()
+    if not found:
+      return False
     for run, values in zip(runs, found, strict=True):
       run.memory["last"] = values
-      if not run.memory["best"] or values["top1_error"] < run.memory["best"]["top1_error"]:
+      if nonfinite.is_better(values, run.memory["best"]):
         run.memory["best"] = values
     if config.select == "best":
-      state = mark_best(state, [np.float32(values["top1_error"]) for values in found])
+      state = mark_best(state, [np.float32(nonfinite.error_of(values)) for values in found])
     epoch = step / pipeline.steps_per_epoch
     for run, values in zip(runs, found, strict=True):
       run.writer.write(step, epoch, {f"eval/{k}": v for k, v in values.items() if k != "step"})
-    say(f"step {step:>6}  epoch {epoch:6.2f}  eval  " + show(mean_of_runs(found)))
-    clock.resume()
+    say(f"step {step:>6}  epoch {epoch:6.2f}  eval  " + show(mean_of_runs(found))
+        + nonfinite.remark(found))
+    return True
 
   in_flight = collections.deque()
   began = step
@@ -291,10 +308,13 @@ def _train(
   def settle(limit: int):
     """Fetches the metrics of all but the newest `limit` steps; logs those that are due."""
     while len(in_flight) > limit:
-      number, metrics = in_flight.popleft()
+      number, metrics, batch = in_flight.popleft()
       metrics = jax.device_get(metrics)  # returns when the step is done
       for i, run in enumerate(runs):
-        run.averages.add(number, {k: np.atleast_1d(v)[i] for k, v in metrics.items()}, run)
+        values = {k: np.atleast_1d(v)[i] for k, v in metrics.items()}
+        if values["in_a_row"]:  # not finite, and so without effect
+          nonfinite.handle(run, list(each())[i][1], batch[i], number, values, lead=lead, say=say)
+        run.averages.add(values, skipped=bool(values.pop("in_a_row")))
       clock.stepped(int(np.sum(metrics["count"])))
       if number == began + 1:
         start_up.done("first step")
@@ -307,9 +327,9 @@ def _train(
         clock.resume()
 
   for run in runs:
-    run.checkpoints.forget_after(step)  # in every process: Orbax waits for all of them
+    run.checkpoints.forget_after(step)
     if lead:
-      run.writer = MetricWriter(run.workdir, step)
+      run.writer = MetricWriter(run.workdir, step, say, evaluated=not owed())
   watch = StallWatch()
   profiler = Profiler(setup.profile if lead else None, os.path.join(runs[0].workdir, "profile"))
   if going and (missed := profiler.missed(step)):
@@ -317,7 +337,12 @@ def _train(
   try:
     with StopRequest() as stop:
       clock.resume()
-      while step < setup.total_steps:
+      stopping = False
+      if owed():
+        stopping = not evaluate_now()
+        if step == setup.total_steps and not stopping:
+          save()  # what was saved of the last step knows nothing of it
+      while step < setup.total_steps and not stopping:
         before = time.perf_counter()
         batch = early.pop() if early else [next(b) for b in batches]
         clock.waited(watch.stalled(before, time.perf_counter()))
@@ -330,7 +355,7 @@ def _train(
         state, metrics = compiled[size](state, frozen, batch, seeds)
         step += 1
         watch.dispatched(metrics["count"])
-        in_flight.append((step, metrics))
+        in_flight.append((step, metrics, batch))
         settle(0 if profiler.ends_with(step) else IN_FLIGHT)
         if profiler.ends_with(step):
           clock.pause()
@@ -338,26 +363,21 @@ def _train(
           clock.resume()
 
         last = step == setup.total_steps
-        evaluating = last or step % setup.eval_every == 0
-        stopping = stop.asked(step)
+        stopping = stop.asked()
         saving = last or stopping or step % setup.checkpoint_every == 0
-        if evaluating or saving or step == began + 1:
+        if owed() or saving or step == began + 1:
           settle(0)  # a state that is saved or evaluated has finite losses behind it; the first step is timed
-        if evaluating:
-          evaluate_now()
-        if saving:
+        if owed() and not stopping:
+          stopping = not evaluate_now()
+        if saving or stopping:
           clock.pause()
           save()
           clock.resume()
-        if stopping and not last:
-          for run in runs:
-            run.checkpoints.wait()
-          say(f"stopped on request at step {step}, saved; run the same command again to go on")
-          raise Interrupted(f"stopped at step {step} of {setup.total_steps}")
-      if not runs[0].memory["last"]:  # a run of no steps at all
-        evaluate_now()
       for run in runs:
         run.checkpoints.wait()
+  except Exception as error:
+    job.announce(error)  # the other processes wait for this one, which may have to wait for its readers
+    raise
   finally:
     profiler.close()
     watch.close()
@@ -365,8 +385,13 @@ def _train(
       b.close()
     for run in runs:
       run.writer.close()
+  if stopping:
+    say(f"stopped on request at step {step}, saved; run the same command again to go on")
+    raise Interrupted(f"stopped at step {step} of {setup.total_steps}")
 
   # Finish ------------------------------------------------------------------------------------
+  for run in runs:
+    nonfinite.check_best(run)
   if pipeline.num_test:
     found = evaluated(state.selected, [r.setup.pipeline.test_batches() for r in runs], pipeline.num_test)
     for run, values in zip(runs, found, strict=True):

@@ -15,6 +15,8 @@ from bionets_jax.training.config import duration_in_steps, nearest
 
 KINDS = ("step", "exponential", "cyclical25", "cosine", "constant")
 OPTIMIZERS = ("sgd", "rmsprop")
+_MOST_EPOCHS = 1_000_000
+_LAST_STEP = 2**31 - 1  # steps are counted in 32 bits
 # No decay on alpha: the WLD paper's rate and decay would move it by less than 1 % over a whole run.
 _ALPHA = re.compile(r"(^|/)alpha$")
 _NOT_KERNELS = re.compile(r"(^|/)(bias|inner_bias|scale|alpha)$")
@@ -46,10 +48,12 @@ def make_schedule(
   if config.reference_batch:
     lr = lr * batch_size / config.reference_batch
   warmup = duration_in_steps(config.warmup, steps_per_epoch, "schedule.warmup")
+  if warmup > _LAST_STEP:
+    raise ValueError(f"config.schedule.warmup={config.warmup!r} is {warmup:,} steps, more than a run can have")
   if config.kind == "step":
     boundaries: dict[int, float] = {}
     for epoch in config.boundaries:  # two of them may fall on the same step
-      step = round(epoch * steps_per_epoch)
+      step = min(round(epoch * steps_per_epoch), _LAST_STEP)
       boundaries[step] = boundaries.get(step, 1.0) * config.factor
     main = optax.schedules.piecewise_constant_schedule(lr, boundaries)
   elif config.kind == "exponential":
@@ -57,6 +61,9 @@ def make_schedule(
       raise ValueError(f"config.schedule.factor={config.factor}: with config.schedule.kind='exponential' "
                        "give a number above 0 and up to 1, e.g. 0.99")
     epochs = math.ceil(max(total_steps, 1) / steps_per_epoch)
+    if epochs > _MOST_EPOCHS:  # each of them is a number in the compiled step
+      raise ValueError(f"config.schedule.kind='exponential' has a rate for each epoch, and the run has {epochs:,}; "
+                       f"{_MOST_EPOCHS:,} are the most")
     main = _per_epoch([lr * config.factor**epoch for epoch in range(epochs)], steps_per_epoch, cyclic=False)
   elif config.kind == "cyclical25":
     main = _per_epoch([lr * cyclical25_factor(e) for e in range(25)], steps_per_epoch, cyclic=True)

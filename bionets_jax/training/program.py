@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from bionets_jax.ops import compiler_options
 from bionets_jax.training.checkpoints import abstract_like
 from bionets_jax.training.devices import replicated
+from bionets_jax.training.nonfinite import GIVE_UP
 from bionets_jax.training.setup import Setup
 from bionets_jax.training.side_by_side import over_runs
 from bionets_jax.training.state import make_train_step
@@ -38,11 +39,11 @@ def jit_train_step(
   def train_step(state, frozen, batch, seed):
     return make_train_step(
         setup.task, setup.optimizer, seed=seed, accumulate=config.accumulate,
-        ema_decay=config.ema_decay, unroll=_on_cpu(setup),
+        ema_decay=config.ema_decay, unroll=_on_cpu(setup), give_up=GIVE_UP[config.nonfinite],
     )(state, frozen, batch)
 
   everywhere = replicated(setup.mesh)
-  options = compiler_options(setup.mesh.devices.flat[0].platform)
+  options = compiler_options(setup.mesh.devices.flat[0].platform, deterministic=config.deterministic)
   if config.remat and _on_cpu(setup):
     # XLA:CPU of jax 0.10 takes the barriers around what is computed again away before it looks for common
     # subexpressions: it finds them, and keeps everything after all.

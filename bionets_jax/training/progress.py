@@ -1,6 +1,7 @@
 """The log of a training loop: means over the steps since the last line, and how fast they were."""
 
 import collections
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,33 +13,29 @@ from bionets_jax.training.stalls import WorkerAdvice
 from bionets_jax.training.summary import show
 from bionets_jax.training.utilization import Utilization
 
+MANY = 65536  # steps whose learning rates are looked up at once
+
 
 class Averages:
   """Means over the steps since the last log line."""
 
   def __init__(self):
     self._sums: dict[str, float] = collections.defaultdict(float)
+    self._seen = 0.0
 
   def take(self) -> dict[str, float]:
-    sums = self._sums
+    """The means, and the share of examples in steps that were skipped; NaN if these were all."""
+    sums, seen = self._sums, self._seen
+    self._sums, self._seen = collections.defaultdict(float), 0.0
     count = sums.pop("count")
-    self._sums = collections.defaultdict(float)
-    return {name: value / count for name, value in sums.items()}
+    means = {name: value / count if count else math.nan for name, value in sums.items()}
+    return means | ({"skipped": sums["skipped"] / seen} if "skipped" in sums else {})
 
-  def add(self, step: int, metrics: dict[str, Any], run: Any) -> None:
-    """Adds the sums of a step.
-
-    Raises:
-      FloatingPointError: if the loss or the gradient of the run is not finite.
-    """
-    if not (np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])):
-      checkpoint = run.checkpoints.latest_step()
-      kept = "none was saved yet" if checkpoint is None else f"the last good one is of step {checkpoint}"
-      raise FloatingPointError(
-          f"{run.workdir}: the loss is {metrics['loss'] / metrics['count']} at step {step} (gradient norm "
-          f"{metrics['grad_norm'] / metrics['count']:.3g}); no checkpoint was written of it, {kept}. "
-          f"A smaller config.schedule.lr (now {run.config.schedule.lr}) or a config.schedule.warmup "
-          "often helps; a run of another config needs another --workdir")
+  def add(self, metrics: dict[str, Any], *, skipped: bool = False) -> None:
+    """Adds the sums of a step. One that was not finite, and `skipped` for it, is in no mean but its own."""
+    self._seen += float(metrics["count"])
+    if skipped:
+      metrics = dict.fromkeys(metrics, 0.0) | {"skipped": metrics["count"]}
     for name, value in metrics.items():
       self._sums[name] += float(value)
 
@@ -60,9 +57,8 @@ class Progress:
     self.once: dict[str, float] = {}
     self._runs, self._clock, self._say = runs, clock, say
     self._setup = runs[0].setup
-    # All of them now: each by itself would be a program on the device, which waits for the steps before it.
-    rates = jax.jit(jax.vmap(self._setup.schedule))
-    self._learning_rates = np.asarray(rates(np.arange(self._setup.total_steps))).tolist()
+    self._schedule = jax.jit(jax.vmap(self._setup.schedule))
+    self._learning_rates = 0, np.asarray(self._schedule(np.arange(MANY)))  # compiled before the first step
     self._utilization = Utilization(self._setup)
     pipeline = self._setup.pipeline
     self._advice = WorkerAdvice(0 if pipeline.resident else len(runs) * pipeline.readers)
@@ -73,7 +69,7 @@ class Progress:
     setup, rates = self._setup, self._clock.rates()
     left = rates["seconds_per_step"] * (setup.total_steps - step)
     epoch = step / setup.pipeline.steps_per_epoch
-    rate = self._learning_rates[step - 1]
+    rate = self._learning_rate(step)
     images = rates["images_per_second"]
     share = self._utilization.share(images)
     found = [run.averages.take() for run in self._runs]
@@ -89,6 +85,14 @@ class Progress:
               f"data wait {100 * rates['data_wait']:.0f} %  left {readable(left)}")
     if advice := self._advice.of(rates):
       self._say(advice)
+
+  def _learning_rate(self, step: int) -> float:
+    """That of the step. Many at a time: each is a program on the device, which waits for the steps before it."""
+    first, rates = self._learning_rates
+    if not 0 <= step - 1 - first < len(rates):
+      first, rates = step - 1, np.asarray(self._schedule(step - 1 + np.arange(MANY)))
+      self._learning_rates = first, rates
+    return float(rates[step - 1 - first])
 
 
 def mean_of_runs(of: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -21,9 +21,12 @@ from bionets_jax.models.common import REMATS
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.compile_cache import check_compile_cache, use_compile_cache
 from bionets_jax.training.devices import check_platform, make_mesh
+from bionets_jax.training.keeping import Keep, keep_of
 from bionets_jax.training.mixing import check_mixing
+from bionets_jax.training.nonfinite import GIVE_UP
 from bionets_jax.training.optimizers import make_optimizer, make_schedule
 from bionets_jax.training.profiling import Window, parse_window
+from bionets_jax.training.ranges import check_ranges, check_total_steps
 from bionets_jax.training.start import load_start
 from bionets_jax.training.state import TrainState, make_init
 from bionets_jax.training.tasks import CROP_AVERAGES, Classification, WeakLogitDistillation
@@ -46,6 +49,7 @@ class Setup:
     origin: of `inherited`, for a reader: 'resnet50 in resnet50.pth'.
     optimizer, schedule: optax.
     total_steps, log_every, eval_every, checkpoint_every: in steps.
+    keep: which checkpoints are kept.
     dtype: of the computation, by name.
     compile_cache: folder of the compiled programs, '' for none.
     profile: the steps that are traced, None for none.
@@ -64,6 +68,7 @@ class Setup:
   log_every: int
   eval_every: int
   checkpoint_every: int
+  keep: Keep
   dtype: str
   compile_cache: str
   profile: Window | None
@@ -71,7 +76,7 @@ class Setup:
   def inputs(self) -> dict[str, Any]:
     """What a run reads from outside its config, so that it goes on with the same."""
     found = {"train_examples": self.pipeline.num_train, "eval_examples": self.pipeline.num_eval,
-             "classes": self.pipeline.num_classes}
+             "classes": self.pipeline.num_classes, **self.pipeline.fingerprint()}
     if self.pipeline.num_test:
       found["test_examples"] = self.pipeline.num_test
     if self.inherited:
@@ -110,7 +115,7 @@ def make_setup(
       name=data.name, dir=data.dir, train_split=data.train_split, eval_split=data.eval_split,
       test_split=data.test_split, train_transform=data.train_transform,
       eval_transform=data.eval_transform, test_transform=data.test_transform, workers=data.workers,
-      drop_remainder=data.drop_remainder, batch_size=config.batch_size,
+      drop_remainder=data.drop_remainder, max_bad_records=data.max_bad_records, batch_size=config.batch_size,
       eval_batch_size=config.eval_batch_size or config.batch_size, seed=config.seed, mesh=mesh)
   groups = config_lib.batch_norm_groups(
       config.batch_norm, pipeline.batch_sizes(), config.accumulate)
@@ -159,8 +164,9 @@ def make_setup(
   return Setup(
       mesh=mesh, pipeline=pipeline, task=task, init=init, inherited=inherited, new_paths=new_paths,
       origin=origin, optimizer=optimizer, schedule=schedule, total_steps=total, log_every=log_every,
-      eval_every=eval_every, checkpoint_every=checkpoint_every, dtype=dtype,
-      compile_cache=compile_cache, profile=parse_window(config.profile, total))
+      eval_every=eval_every, checkpoint_every=checkpoint_every,
+      keep=keep_of(config, pipeline.steps_per_epoch), dtype=dtype, compile_cache=compile_cache,
+      profile=parse_window(config.profile, total))
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:
@@ -170,18 +176,23 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     ValueError: naming the key and what would be right.
   """
   config_lib.check_config(config)
+  check_ranges(config)
   if not config.model.name:
     raise ValueError("config.model.name is empty; give one of bionets_jax.list_models()")
-  create_model(config.model.name, **model_options(config))
+  options = model_options(config)
+  try:
+    create_model(config.model.name, **options)
+  except (ValueError, TypeError) as error:  # TypeError: an option of a unit that is compared or called
+    raise ValueError(f"config.model: {error}" + (f", among {options}" if isinstance(error, TypeError) else "")) from error
   compute_dtype(config.dtype)
   parse_window(config.profile, 2**63)
   check_compile_cache(config.compile_cache)
   _durations(config, steps_per_epoch=1000)
+  keep_of(config, steps_per_epoch=1000)
   make_optimizer(config.optimizer, make_schedule(
       config.schedule, batch_size=1, steps_per_epoch=1, total_steps=1))
-  if config.batch_size < 1:
-    raise ValueError(f"config.batch_size={config.batch_size}: give 1 or more")
-  for key, words in (("select", ("last", "best")), ("crop_average", CROP_AVERAGES), ("remat", REMATS)):
+  for key, words in (("select", ("last", "best")), ("crop_average", CROP_AVERAGES), ("remat", REMATS),
+                     ("nonfinite", tuple(GIVE_UP))):
     if config[key] not in words:
       raise ValueError(f"config.{key}={config[key]!r}: give {' or '.join(map(repr, words))}")
   check_seeds(config)
@@ -247,6 +258,7 @@ def _durations(config: ml_collections.ConfigDict, steps_per_epoch: int) -> tuple
   """duration, log_every, eval_every and checkpoint_every in steps."""
   out = [config_lib.duration_in_steps(getattr(config, key), steps_per_epoch, key)
          for key in ("duration", "log_every", "eval_every", "checkpoint_every")]
+  check_total_steps(config.duration, out[0])
   for key, steps in zip(("log_every", "eval_every", "checkpoint_every"), out[1:], strict=True):
     if not steps:
       raise ValueError(f"config.{key}={config[key]!r} is less than a step; for 'never but at the end' "

@@ -22,6 +22,8 @@ class TrainState(struct.PyTreeNode):
   best: {'params', 'model_state', 'error'} of the evaluation with the lowest error so far, or {} where
     config.select is 'last'.
   loss_scale: {'scale', 'good_steps'} of float16, or {}.
+  nonfinite: {'skipped', 'in_a_row'}, int32: how many steps changed nothing because their loss or gradients
+    were not finite, and how many of these the last ones were; GIVEN_UP there if the state is to stay as it is.
   """
 
   step: jax.Array
@@ -31,6 +33,7 @@ class TrainState(struct.PyTreeNode):
   ema: Tree
   best: Tree
   loss_scale: Tree
+  nonfinite: Tree
 
   @property
   def evaluated(self) -> tuple[Tree, Tree]:
@@ -47,9 +50,27 @@ class TrainState(struct.PyTreeNode):
     return self.evaluated
 
 
+def older_fields(state: Tree) -> Tree:
+  """Of a `TrainState` what checkpoints hold that are older than its `nonfinite`, by name; another tree as it is."""
+  if not isinstance(state, TrainState):
+    return state
+  return {name: value for name, value in vars(state).items() if name != "nonfinite"}
+
+
+def from_older_fields(fields: Tree, like: Tree) -> Tree:
+  """The tree that `older_fields` was of, of the kind of `like`."""
+  return TrainState(**fields, nonfinite=no_nonfinite_steps()) if isinstance(like, TrainState) else fields
+
+
 # The loss scale of float16, as Keras' LossScaleOptimizer has it.
 FIRST_SCALE = 2.0**15
 GOOD_STEPS = 2000
+GIVEN_UP = -1
+
+
+def no_nonfinite_steps() -> Tree:
+  """`TrainState.nonfinite` before the first step."""
+  return {"skipped": jnp.int32(0), "in_a_row": jnp.int32(0)}
 
 
 def make_init(
@@ -68,14 +89,15 @@ def make_init(
         opt_state=optimizer.init(params),
         ema=variables if ema else {},
         best=variables | {"error": jnp.float32(jnp.inf)} if select_best else {},
-        loss_scale={"scale": jnp.float32(FIRST_SCALE), "good_steps": jnp.int32(0)} if loss_scaling else {})
+        loss_scale={"scale": jnp.float32(FIRST_SCALE), "good_steps": jnp.int32(0)} if loss_scaling else {},
+        nonfinite=no_nonfinite_steps())
 
   return init
 
 
 def make_train_step(
     task: Classification, optimizer: optax.GradientTransformation, *, seed: int | jax.Array,
-    accumulate: int, ema_decay: float, unroll: bool,
+    accumulate: int, ema_decay: float, unroll: bool, give_up: int = 1,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]:
   """(state, frozen, batch) -> (state, metrics); pure.
 
@@ -84,9 +106,14 @@ def make_train_step(
 
   Metrics are sums over the batch beside their 'count', so that they add up over steps.
 
-  In float16 the loss is scaled so that small gradients do not vanish. A step whose gradients are not
-  finite changes nothing but the scale, which it halves; the metric 'skipped' counts it. At a scale of 1 it
-  shows in 'grad_norm' as without scaling.
+  A step whose loss, running statistics or gradients are not finite changes nothing but `nonfinite` and its
+  number. The metric 'in_a_row' is that of the new state, and no sum. After `give_up` such steps in a row no step
+  changes anything any more: the host, which learns of them late, finds the state as they found it.
+
+  In float16 the loss is scaled so that small gradients do not vanish. A step of which only the gradients are
+  not finite then halves the scale, and is none of those above. At a scale of 1 it is.
+
+  The metric 'skipped' counts steps of either kind; it is there where steps can be skipped.
 
   Args:
     task: what is learned.
@@ -96,6 +123,7 @@ def make_train_step(
     ema_decay: 0 for none.
     unroll: writes the parts out one after the other. On CPU a convolution's gradient inside a loop
       is 12 to 24 times as slow.
+    give_up: 1 or more.
   """
 
   def train_step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -143,14 +171,23 @@ def make_train_step(
     new = state.replace(step=state.step + 1, params=params, model_state=model_state,
                         opt_state=opt_state, ema=ema)
     count = jnp.asarray(batch["label"].shape[0], jnp.float32)
-    if state.loss_scale:
-      good = jnp.isfinite(norm)
-      hopeless = ~good & (state.loss_scale["scale"] <= 1)  # then it is not the scale; the caller sees the norm
-      kept = state.replace(step=new.step)
-      new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, kept)
-      new = new.replace(loss_scale=_next_scale(state.loss_scale, good))
-      norm = jnp.where(good | hopeless, norm, 0.0)
+    before, loss_scale = state.nonfinite["in_a_row"], state.loss_scale
+    # A variance can be infinite, and what is divided by it 0: nothing else shows it.
+    forward = jnp.isfinite(metrics["loss"]) & jnp.isfinite(_total(model_state))
+    finite = forward & jnp.isfinite(norm)
+    overflow = jnp.zeros_like(finite)
+    if loss_scale:
+      overflow = forward & ~finite & (loss_scale["scale"] > 1) & (before != GIVEN_UP)
+      norm = jnp.where(overflow, 0.0, norm)
+      loss_scale = _next_scale(loss_scale, ~overflow)
+    good = finite & (before != GIVEN_UP)
+    new = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state.replace(step=new.step))
+    new = new.replace(
+        loss_scale=jax.tree.map(lambda a, b: jnp.where(good | overflow, a, b), loss_scale, state.loss_scale),
+        nonfinite=_next_nonfinite(state.nonfinite, good, overflow, give_up))
+    if loss_scale or give_up > 1:
       metrics["skipped"] = jnp.where(good, 0.0, count)
+    metrics["in_a_row"] = new.nonfinite["in_a_row"]
     metrics["grad_norm"] = norm * count
     metrics["count"] = count
     return new, metrics
@@ -164,6 +201,15 @@ def _next_scale(loss_scale: Tree, good: jax.Array) -> Tree:
   return {
       "scale": jnp.maximum(loss_scale["scale"] * jnp.where(good, jnp.where(grown, 2.0, 1.0), 0.5), 1.0),
       "good_steps": jnp.where(good & ~grown, loss_scale["good_steps"] + 1, 0)}
+
+
+def _next_nonfinite(nonfinite: Tree, good: jax.Array, overflow: jax.Array, give_up: int) -> Tree:
+  """After a step that was good, whose scaled gradients overflowed, or neither."""
+  bad = ~(good | overflow)
+  before = nonfinite["in_a_row"]
+  more = jnp.where((before == GIVEN_UP) | (before + 1 >= give_up), GIVEN_UP, before + 1)
+  return {"skipped": nonfinite["skipped"] + bad,
+          "in_a_row": jnp.where(bad, more, jnp.where(good, 0, before))}
 
 
 def keep_best(state: TrainState, error: jax.Array) -> TrainState:
@@ -185,6 +231,11 @@ def make_eval_step(task: Classification) -> Callable[[Tree, Tree, Batch], Metric
     return {**sums, "count": mask.sum()}
 
   return eval_step
+
+
+def _total(tree: Tree) -> jax.Array:
+  """The sum of all numbers, not finite if one of them is not."""
+  return sum((leaf.sum() for leaf in jax.tree.leaves(tree)), jnp.float32(0))
 
 
 def _sum(metric: jax.Array, count: int) -> jax.Array:

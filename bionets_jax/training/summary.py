@@ -22,6 +22,7 @@ from bionets_jax.training.spread import Spread
 from bionets_jax.training.state import TrainState
 from bionets_jax.weights.native import WEIGHT_FILE
 from bionets_jax.weights.run_facts import read_json
+from bionets_jax.weights.whole import write_whole
 
 
 def finished(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] | None:
@@ -37,7 +38,15 @@ def finished(config: ml_collections.ConfigDict, workdir: str) -> dict[str, Any] 
     raise ValueError(f"{workdir} holds another run; choose another --workdir. It differs in\n  "
                      + "\n  ".join(changed))
   path = os.path.join(workdir, "summary.json")
-  return read_json(path) if os.path.exists(path) else None
+  if not os.path.exists(path):
+    return None
+  summary = read_json(path)
+  try:
+    result_line(summary)
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise ValueError(f"{path} is damaged: it lacks what a finished run says ({type(error).__name__}: {error}); "
+                     "remove it, and the same command writes it again") from error
+  return summary
 
 
 def begun(workdir: str) -> bool:
@@ -74,6 +83,7 @@ def make_summary(
       "parameters": count_parameters({"params": state.params}),
       "macs": count_macs(setup.task.model, pipeline.image_shape),
       "steps": setup.total_steps,
+      "skipped_steps": int(state.nonfinite["skipped"]),
       "epochs": round(setup.total_steps / pipeline.steps_per_epoch, 3),
       "batch_size": config.batch_size,
       "last": memory["last"],
@@ -90,6 +100,7 @@ def make_summary(
                    "flax": flax.__version__},
       "commit": commit,
       "inputs": memory["inputs"],
+      **({"bad_records": bad} if (bad := pipeline.bad_records.counts) else {}),
       "paper": config_lib.to_json(config.paper),
   }
 
@@ -123,7 +134,7 @@ def sweep_summary(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
       continue
     out[part] = {
         name: Spread.of([summary[part][name] for summary in summaries.values()])._asdict()
-        for name in first[part] if name != "step"}
+        for name in first[part] if name != "step" and all(name in s[part] for s in summaries.values())}
   out["train_seconds"] = sum(summary["train_seconds"] for summary in summaries.values())
   out["total_seconds"] = sum(summary["total_seconds"] for summary in summaries.values())
   out["seeds"] = {str(seed): summary for seed, summary in summaries.items()}
@@ -170,13 +181,12 @@ def show(values: dict[str, float]) -> str:
   def one(key, value):
     if key.endswith("_error"):
       return f"{key[:-6].replace('top', 'top-')} error {value:.2f} %"
+    if key == "bad_records":
+      return f"bad records {value:g}"
     return f"{key} {value:.4f}"
   return "  ".join(one(k, v) for k, v in values.items())
 
 
 def write_json(path: str, content: Any) -> None:
-  temporary = f"{path}.tmp"
-  with open(temporary, "w", encoding="utf-8") as file:
-    json.dump(content, file, indent=2)
-    file.write("\n")
-  os.replace(temporary, path)
+  """Writes a JSON file, whole or not at all."""
+  write_whole({path: json.dumps(content, indent=2) + "\n"})
