@@ -30,8 +30,9 @@ from bionets_jax.training.local_processes import free_port
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 OUT = os.path.join(ROOT, "benchmarks", "results", "faults.json")
 PER_TRIAL = 5
-# With every interruption a run comes at most so far.
+# With every interruption a run comes about so far, and more where a signal takes its time; what is left is room for that.
 STEPS_BETWEEN = 12
+STEPS = 4 * PER_TRIAL * STEPS_BETWEEN
 END_SECONDS = 60
 CONFIG = '''
 import ml_collections
@@ -120,7 +121,7 @@ def interrupt(job, rng, start_seconds):
       time.sleep(0.01)
     while moment == "save" and job.running and not job.saving:
       time.sleep(0.002)
-    time.sleep(delay * (0.02 if moment == "save" else 0.2))
+    time.sleep(delay * (0.02 if moment == "save" else 0.05))
   if not job.running:
     return None
   for rank in targets:
@@ -165,12 +166,11 @@ def differences(workdir, reference):
 def trial(folder, number, count, processes, seed, reference, start_seconds):
   """One run with `count` interruptions."""
   rng = random.Random(f"{seed}/{number}/{processes}")
-  steps = PER_TRIAL * STEPS_BETWEEN * 2
   workdir = os.path.join(folder, f"trial_{number}")
   shutil.rmtree(workdir, ignore_errors=True)  # of a call that was itself interrupted
   made, problems, late = [], [], 0
   while len(made) < count and late < 3:
-    job = Job(folder, workdir, steps, processes)
+    job = Job(folder, workdir, STEPS, processes)
     if (what := interrupt(job, rng, start_seconds)) is None:
       late += 1  # the run was done first, or failed by itself
       if any(job.wait(END_SECONDS)):
@@ -185,7 +185,7 @@ def trial(folder, number, count, processes, seed, reference, start_seconds):
       # A signal before Python can take it ends the process as any other.
       if what["moment"] != "start" or any(status not in (75, -15, 143) for status in what["statuses"]):
         problems.append(f"{what}:\n" + "".join(job.lines[-30:]))
-  survived, _, lines = whole(folder, workdir, steps, processes)
+  survived, _, lines = whole(folder, workdir, STEPS, processes)
   if not survived:
     problems.append("".join(lines[-30:]))
   different = differences(workdir, reference) if survived else ["everything"]
@@ -242,7 +242,7 @@ def main():
       processes = kinds[number % len(kinds)]
       reference = os.path.join(folder, f"undisturbed_{processes}")
       if processes not in starts:
-        ok, seconds, lines = whole(folder, reference, PER_TRIAL * STEPS_BETWEEN * 2, processes)
+        ok, seconds, lines = whole(folder, reference, STEPS, processes)
         if not ok:
           sys.exit("".join(lines))
         starts[processes] = min(seconds, 5.0 * processes)  # the next ones find their programs compiled

@@ -273,11 +273,11 @@ def test_smoke_variants_run_stop_go_on_and_are_evaluated(name, argument, tmp_pat
     if text.startswith("step      1 ") and any(t.startswith("run ") and t.endswith(last) for t in said):
       os.kill(os.getpid(), signal.SIGTERM)
 
-  with pytest.raises(Interrupted, match="stopped at step 2"):
+  with pytest.raises(Interrupted, match="stopped at step 1 of"):
     experiments.run(config, workdir, say=say)
   said.clear()
   summary = experiments.run(config, workdir, say=said.append)
-  assert any("resuming from step 2 of 3" in text for text in said)
+  assert any("resuming from step 1 of 3" in text for text in said)
   for run_name, run in runs_of(config).items():
     one = summary[run_name] if run_name else summary
     assert one["last"]["step"] == 3 and 0 <= one["last"]["top1_error"] <= 100
