@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ class _Late(BaseException):
 
 def _run(file: str, argument: str) -> ml_collections.ConfigDict:
   spec = importlib.util.spec_from_file_location("config_file", file)
-  module = importlib.util.module_from_spec(spec)
+  module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look there for theirs
   spec.loader.exec_module(module)
   if not callable(getattr(module, "get_config", None)):
     raise ValueError("the file has no function get_config")

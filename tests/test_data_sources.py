@@ -73,6 +73,11 @@ def test_folder_survives_pickling(folder):
   assert (len(copy), copy.class_names) == (len(source), source.class_names)
 
 
+def test_a_folder_in_the_home_directory(folder, monkeypatch):
+  monkeypatch.setenv("HOME", str(folder.parent))
+  assert open_source("folder", "train", f"~/{folder.name}").location == str(folder / "train")
+
+
 def test_folder_errors(folder, tmp_path):
   with pytest.raises(ValueError, match="needs a directory"):
     open_source("folder", "train", "")

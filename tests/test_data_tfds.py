@@ -332,10 +332,20 @@ def test_prepare_says_what_is_missing(tmp_path, monkeypatch, capsys):
   assert prepare.main(["cifar_10", f"--data-dir={tmp_path}"]) == 1
   assert "Did you mean 'cifar10'" in capsys.readouterr().err
   assert not list(tmp_path.iterdir())
+  assert prepare.main(["cifar10:9.9.9", f"--data-dir={tmp_path}"]) == 1
+  assert "only: 3.0.2" in capsys.readouterr().err
   assert prepare.main(["digits"]) == 1
   assert prepare.main(["generated/cifar10"]) == 1
   with pytest.raises(SystemExit):
     prepare.main([])
+
+
+def test_prepare_says_what_it_cannot_use_or_write(tmp_path, capsys):
+  (tmp_path / "cifar-10-binary.tar.gz").write_bytes(b"junk")
+  assert prepare.main(["cifar10", f"--data-dir={tmp_path}/sets", f"--manual-dir={tmp_path}"]) == 1
+  assert "Error: cifar10: " in (said := capsys.readouterr().err) and "wrong checksum" in said
+  assert prepare.main(["cifar10", f"--data-dir={tmp_path}/cifar-10-binary.tar.gz", f"--manual-dir={tmp_path}"]) == 1
+  assert "Error: " in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -242,6 +242,13 @@ def test_real_labels_against_brute_force(photos, capsys):
   assert found["top1_error"] == pytest.approx(100 * wrong / 30, abs=1e-4)
   assert f"of {counted} images that have such labels" in capsys.readouterr().out
 
+  missing = folder / "val" / "class0" / "ILSVRC2012_val_00000000.JPEG"  # the first of all
+  missing.symlink_to(folder / "nowhere")
+  assert command_line.main([*arguments, "--max-bad-records=1", "--name=one-missing"]) == 0
+  missing.unlink()
+  again = json.loads((folder / "evaluations" / "one-missing.json").read_text())["clean"]
+  assert again.pop("bad_records") == 1 and again == pytest.approx(found)
+
 
 def test_real_labels_that_are_none(tmp_path, photos):
   for text, message in (

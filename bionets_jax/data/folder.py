@@ -42,6 +42,7 @@ class FolderSource(Source):
       raise ValueError(
           "The data set 'folder' needs a directory that holds SPLIT/CLASS/*.jpg; got dir=''."
       )
+    data_dir = os.path.expanduser(data_dir)  # as of TFDS sets: the shell leaves --config.data.dir=~/x as it is
     if not os.path.isdir(data_dir):
       raise FileNotFoundError(f"The data set 'folder' needs a directory: {data_dir} is not one.")
     if split in (".", "..") or os.path.basename(split) != split:

@@ -45,8 +45,10 @@ def prepare(name, data_dir="", manual_dir=""):
     report: list of lines about what was left out or differs from what is published.
 
   Raises:
-    PrepareError: unknown name, files missing in manual_dir, or TensorFlow is missing.
+    PrepareError: unknown name or version, files missing in manual_dir, a download that fails or is not what it
+      should be, or TensorFlow is missing.
     ValueError: the files are not what they should be; says where.
+    OSError: no connection, or a folder that cannot be written.
   """
   if name in ("digits", "folder") or name.startswith("generated/"):
     raise PrepareError(f"{name!r} needs no preparation.")
@@ -60,9 +62,14 @@ def prepare(name, data_dir="", manual_dir=""):
     _check_files(name, manual_dir, data_dir)
     import tensorflow_datasets as tfds
 
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
-    )
+    try:
+      builder.download_and_prepare(
+          download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+      )
+    except Exception as error:  # noqa: BLE001 (TFDS's have no base class: a checksum that differs, a server's no)
+      if not type(error).__module__.startswith("tensorflow_datasets."):
+        raise
+      raise PrepareError(f"{name}: {error}") from error
   file_format = builder.info.file_format.value
   if file_format != "array_record":
     raise PrepareError(
@@ -82,9 +89,12 @@ def _builder(name, data_dir):
   if entry and entry.builder:
     module, _, class_name = entry.builder.partition(":")
     version = name.partition(":")[2]
-    return getattr(importlib.import_module(module), class_name)(
-        data_dir=data_dir, file_format="array_record", version=version or None
-    )
+    try:
+      return getattr(importlib.import_module(module), class_name)(
+          data_dir=data_dir, file_format="array_record", version=version or None
+      )
+    except AssertionError as error:  # TFDS's, for a version that it does not have
+      raise PrepareError(str(error)) from error
   known = tfds.list_builders(with_community_datasets=False)
   base = name.partition(":")[0].partition("/")[0]
   if base not in known:
@@ -152,7 +162,7 @@ def main(argv=None):
         print("The TFRecord files are no longer needed here; delete them to save the space.")
     else:
       directory, report = prepare(args.name, args.data_dir, args.manual_dir)
-  except (PrepareError, ValueError) as error:
+  except (PrepareError, ValueError, OSError) as error:
     print(f"Error: {error}", file=sys.stderr)
     return 1
   for line in report:

@@ -142,7 +142,7 @@ def read_examples(source, indices, transforms, image_shape, rng_of, step=0):
   Yields:
     For each index (image, label), or a `Fault` if the record cannot be used.
   """
-  read = _read(source, indices)
+  read = read_records(source, indices)
   for index in map(int, indices):
     workers.note(step, index)
     found = next(read)
@@ -156,8 +156,8 @@ def read_examples(source, indices, transforms, image_shape, rng_of, step=0):
     yield found
 
 
-def _read(source, indices):
-  """Yields what `Source.read` returns for each index, or a `Fault`."""
+def read_records(source, indices):
+  """Yields what `Source.read` returns for each index, or a `Fault` where it raises."""
   done = 0
   try:
     for example in source.read_many(indices):

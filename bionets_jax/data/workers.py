@@ -5,6 +5,7 @@ ends a worker without a word; so each keeps a note of what it is at where the ma
 Nothing here imports jax.
 """
 
+import contextlib
 import functools
 import multiprocessing
 import os
@@ -196,6 +197,8 @@ def _start_worker(parent, path, index, count):
   def watch():  # the parent may be gone before this process has come up
     while os.getppid() == parent:
       time.sleep(1)
+    with contextlib.suppress(OSError):  # of the notes; another worker may have removed them
+      os.remove(path)
     os._exit(1)
 
   threading.Thread(target=watch, daemon=True).start()

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bionets_jax.data.faults import Fault
 from bionets_jax.data.sources import Source
+from bionets_jax.data.stream import read_records
 from bionets_jax.training.state import Batch, Metrics, Tree
 from bionets_jax.training.tasks import Classification
 
@@ -63,7 +65,10 @@ class RealLabels:
     """
     out = np.full((len(indices), self._largest), -1, np.int32)
     there = np.flatnonzero(indices >= 0)
-    for row, (_, _, key) in zip(there, self._source.read_many(indices[there]), strict=True):
+    for row, found in zip(there, read_records(self._source, indices[there]), strict=True):
+      if isinstance(found, Fault):  # counted, or refused, where its image is read
+        continue
+      key = found[2]
       numbers = _NUMBER.findall(key)
       if not numbers or not 1 <= int(numbers[-1]) <= IMAGES:
         raise ValueError(f"--real-labels: example {key} has no file name such as "
