@@ -46,8 +46,6 @@ def _parse(argv: list[str]) -> list[str]:
   sys.argv = argv  # where ml_collections looks for the overrides
   try:
     rest = FLAGS(argv)
-    if config is not None:
-      _check_read(argv, FLAGS.config)
     for key, value in added.items():
       *parents, leaf = key.split(".")
       node = FLAGS.config
@@ -55,6 +53,8 @@ def _parse(argv: list[str]) -> list[str]:
         node = node[parent]
       with node.unlocked():
         node[leaf] = value
+    if config is not None:
+      _check_read(argv, FLAGS.config)
     return rest
   except (AttributeError, KeyError, ValueError, TypeError, flags.Error) as error:
     known = flatten(config) if config is not None else {}
@@ -142,7 +142,7 @@ def _run(argv: list[str]) -> None:
   hangs.watch()
   try:
     distributed.start(FLAGS.distributed, FLAGS.join_timeout)
-    workdir = FLAGS.workdir or _default_workdir()
+    workdir = os.path.expanduser(FLAGS.workdir or _default_workdir())  # shells leave --workdir=~/x as it is
     experiments.run(FLAGS.config, workdir, mode=FLAGS.mode, say=_say)
   except Interrupted:
     job.leave(exit_status.INTERRUPTED)

@@ -11,13 +11,15 @@ import time
 import ml_collections
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 from tiny import tiny_config, tiny_wld_config
 
 from bionets_jax import command_line, create_model
 from bionets_jax.config_files import load_config
 from bionets_jax.models.fields import check_fields
 from bionets_jax.terminal import printable
-from bionets_jax.training.ranges import unread
+from bionets_jax.training.ranges import check_ranges, unread
 from bionets_jax.training.setup import check_values
 from bionets_jax.weights.whole import write_whole
 
@@ -97,10 +99,11 @@ def test_nothing_unpickles_evaluates_or_starts_a_shell():
 
 def test_overrides_that_nothing_reads():
   config = tiny_config()
-  assert {"optimizer.rho", "alpha_ramp_to", "crop_average"} <= unread(config).keys()
+  assert {"optimizer.rho", "alpha_ramp_to"} <= unread(config).keys()
+  assert "crop_average" not in unread(config)  # evaluations of the finished run read it
   assert not {"schedule.boundaries", "schedule.factor"} & unread(config).keys()
   config.schedule.kind, config.optimizer.kind, config.seeds = "exponential", "rmsprop", (1, 2)
-  config.data.eval_transform, config.model.options.alpha = "resize(9)|ten_crop(8)", "scheduled"
+  config.model.options.alpha = "scheduled"
   assert unread(config).keys() == {"schedule.boundaries"}
   config = tiny_wld_config("x")
   config.wld.distill = "printed"
@@ -119,12 +122,34 @@ def test_an_override_is_read_by_the_run_that_it_names(capsys):
   assert left.value.code == 2 and "--config.runs.a.optimizer.rho: nothing reads" in capsys.readouterr().err
 
 
+def test_an_override_is_read_beside_an_option_that_is_new(tmp_path, monkeypatch):
+  path = tmp_path / "run.py"
+  path.write_text(f"import sys\nsys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})\n"
+                  "from tiny import tiny_config as get_config\n")
+  monkeypatch.setattr(command_line, "FLAGS", flags.FlagValues())
+  monkeypatch.setattr(sys, "argv", sys.argv)  # the parser sets it
+  config_flags.DEFINE_config_file("config", None, "", flag_values=command_line.FLAGS)
+  command_line._parse(["launch.py", f"--config={path}", "--config.alpha_ramp_to=0.05",
+                       "--config.model.options.alpha=scheduled"])
+  config = command_line.FLAGS.config
+  assert (config.alpha_ramp_to, config.model.options.alpha) == (0.05, "scheduled")
+
+
+def test_folders_may_be_named_in_any_script():
+  check_ranges(tiny_config(data__dir="/data/\u753b\u50cf\u3000x/\u0646\u06cc\u0645\u200c\u0641"))
+
+
 def test_config_files_may_take_their_time_but_not_for_ever(tmp_path):
   path = tmp_path / "run.py"
   path.write_text(
     "import ml_collections\ndef get_config(name):\n  return ml_collections.ConfigDict(dict(name=name))\n"
   )
   assert load_config(f"{path}:a:b").name == "a:b"
+  path.write_text(
+    "from __future__ import annotations\nimport dataclasses\nimport ml_collections\n@dataclasses.dataclass\n"
+    "class Sizes:\n  width: int = 8\ndef get_config():\n  return ml_collections.ConfigDict(vars(Sizes()))\n"
+  )
+  assert load_config(str(path)).width == 8
   path.write_text("def get_config():\n  raise ValueError('no such table')\n")
   with pytest.raises(ValueError, match=r"no such table \(line 2\)"):
     load_config(str(path))

@@ -133,6 +133,14 @@ def test_the_step_is_left_out_and_counted(stopped, begun, tmp_path):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), result.state.params, state.params)
 
 
+def test_steps_that_are_made_again_are_in_the_file_once(tmp_path):
+  lines = [{"step": 3, "skipped": True}, {"step": 7, "skipped": True}, {"step": 9, "skipped": False}]
+  path = tmp_path / nonfinite.FILE
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  nonfinite.forget_after(str(tmp_path), 5)
+  assert [json.loads(line) for line in path.read_text().splitlines()] == [lines[0], lines[2]]
+
+
 def test_a_bad_step_changes_nothing_but_the_counters(begun):
   setup, start, step = begun
   good = batch_of(setup, 1)

@@ -11,6 +11,7 @@ from bionets_jax.selfcheck import runs
 from bionets_jax.selfcheck.check import Check, Context, table
 from bionets_jax.selfcheck.command_line import parse, run
 from bionets_jax.selfcheck.reference import check_reference
+from bionets_jax.training.loop import Interrupted
 
 
 def checked(tmp_path, *names):
@@ -52,6 +53,15 @@ def test_a_gradient_that_is_not_the_loss_s_is_found(tmp_path, monkeypatch):
   single, slope = check_reference(context)
   assert single.ok and single.difference > 0
   assert not slope.ok and slope.difference == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_check_that_is_stopped_proves_nothing(tmp_path, capsys, monkeypatch):
+  def stopped(*args, **options):
+    raise Interrupted
+
+  monkeypatch.setattr(runs, "train", stopped)
+  assert run(parse(["--only", "runs"]), str(tmp_path)) == 75
+  assert "is exact" not in capsys.readouterr().out
 
 
 def test_equal_to_the_bit_or_near():

@@ -3,7 +3,9 @@
 import json
 import os
 import re
+import shutil
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +18,13 @@ from tiny import change, tiny_config, tiny_wld_config
 
 from bionets_jax import experiments
 from bionets_jax.training import config as config_lib
+from bionets_jax.training import loop
 from bionets_jax.training.clock import Clock, readable
 from bionets_jax.training.evaluation import evaluate_workdir
 from bionets_jax.training.lock import locked
 from bionets_jax.training.loop import Interrupted, train
 from bionets_jax.training.setup import make_setup
+from bionets_jax.training.stopping import StopRequest
 from bionets_jax.training.summary import finished
 from bionets_jax.training.writer import read_metrics
 from bionets_jax.weights.native import load_native
@@ -330,6 +334,37 @@ def test_a_run_that_saved_nothing_owns_no_workdir(tmp_path):
   with pytest.raises(FloatingPointError, match="another --workdir"):
     train(tiny_config(schedule__lr=1e30), str(tmp_path), say=quiet, devices=jax.devices()[:1])
   assert finished(tiny_config(), str(tmp_path)) is None
+
+
+def test_a_checkpoint_without_its_name_owns_the_workdir(runs, tmp_path):
+  """It gets its name back at the next start, and another config would go on with it."""
+  shutil.copytree(f"{runs[1][0]}/checkpoints/24", tmp_path / "checkpoints" / "24.saving")
+  shutil.copy(f"{runs[1][0]}/config.json", tmp_path)
+  with pytest.raises(ValueError, match="seed: 0 -> 5"):
+    finished(tiny_config(seed=5), str(tmp_path))
+  os.remove(tmp_path / "checkpoints" / "24.saving" / "files.json")  # it never was whole
+  assert finished(tiny_config(seed=5), str(tmp_path)) is None
+
+
+def test_a_stop_between_two_lines_of_the_log_is_in_neither(tmp_path, monkeypatch):
+  """Nor is the time of the last evaluation, on the test split, in that of the training."""
+  config = tiny_config(duration="10 steps", log_every="5 steps", eval_every="10 steps", data__test_split="test")
+  whole, cut = str(tmp_path / "whole"), str(tmp_path / "cut")
+  train(config, whole, say=quiet, devices=jax.devices()[:1])
+  questions = iter(range(1, 99))
+  with monkeypatch.context() as patched, pytest.raises(Interrupted, match="step 8 of 10"):
+    patched.setattr(StopRequest, "asked", lambda self: next(questions) == 8)
+    train(config, cut, say=quiet, devices=jax.devices()[:1])
+  evaluated = loop.evaluate
+
+  def slow(*args):
+    time.sleep(2)
+    return evaluated(*args)
+
+  monkeypatch.setattr(loop, "evaluate", slow)
+  summary = train(config, cut, say=quiet, devices=jax.devices()[:1]).summary
+  assert losses(cut) == losses(whole) and len(losses(cut)) == 2
+  assert summary["train_seconds"] < 2 < summary["total_seconds"]
 
 
 def test_every_key_of_the_configs_is_read(runs, tmp_path, monkeypatch):

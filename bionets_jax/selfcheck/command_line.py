@@ -1,4 +1,4 @@
-"""The command line of the checks. Exit status: 0 all is exact, 1 something is not, 2 wrong usage."""
+"""The command line of the checks. Exit status: 0 all is exact, 1 something is not, 2 wrong usage, 75 stopped."""
 
 import argparse
 import json
@@ -55,6 +55,8 @@ def run(options: argparse.Namespace, folder: str) -> int:
   from bionets_jax.selfcheck.check import Context, table
   from bionets_jax.selfcheck.reference import check_reference
   from bionets_jax.selfcheck.runs import check_runs
+  from bionets_jax.training.exit_status import INTERRUPTED
+  from bionets_jax.training.loop import Interrupted
 
   checkers = dict(zip(_CHECKS, (check_runs, check_reference, check_workers, check_order), strict=True))
   started = time.perf_counter()
@@ -73,7 +75,11 @@ def run(options: argparse.Namespace, folder: str) -> int:
   say(where)
   checks = []
   for name in options.only:
-    checks += checkers[name](context)
+    try:
+      checks += checkers[name](context)
+    except Interrupted:
+      print("stopped on request; nothing is proved", file=sys.stderr)
+      return INTERRUPTED
   seconds = time.perf_counter() - started
   ok = all(check.ok for check in checks)
   print(f"\n{table(checks)}\n\n{'all is exact' if ok else 'NOT EXACT'} on {where}, in {seconds:.0f} s")

@@ -102,26 +102,33 @@ def _end() -> None:
 def _make(
     context: Context, name: str, devices: Sequence[Any], at: dict[int, Callable[[], None]] | None = None
 ) -> _Made | None:
-  """Makes a run or goes on with it; None if something ends it.
+  """Makes a run or goes on with it; None if what is in `at` ends it.
 
   Args:
     context: of the checks.
     name: of its folder.
     devices: that it is made on.
     at: step -> what happens when its line is in the log.
+
+  Raises:
+    Interrupted: somebody else has asked for it.
   """
-  at = dict(at or {})
+  at, asked = dict(at or {}), False
 
   def say(text):
+    nonlocal asked
     step = text.split()[1] if text.startswith("step ") else ""
-    if step.isdigit() and " train " in text:
-      at.pop(int(step), lambda: None)()
+    if step.isdigit() and " train " in text and int(step) in at:
+      asked = True
+      at.pop(int(step))()
 
   context.say(f"run '{name}' on {len(devices)} device{'s' if len(devices) > 1 else ''}")
   folder = _folder(context, name)
   try:
     state = train(small_config(context), folder, say=say, devices=devices).state
   except (Interrupted, _Ended):
+    if not asked:
+      raise
     return None
   lines = read_metrics(os.path.join(folder, "metrics.jsonl"))
   with open(os.path.join(folder, "weights.safetensors"), "rb") as file:

@@ -31,18 +31,23 @@ def main(argv: Sequence[str]) -> int:
   if any(argument.lstrip("-").startswith("distributed") for argument in argv[2:]):
     print("error: leave --distributed out; each process gets its own", file=sys.stderr)
     return 2
-  try:
-    processes = start(int(argv[0]), argv[2:], os.environ)
-  except ValueError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  processes: list[subprocess.Popen] = []
+  asked: list[int] = []
   def pass_on(number, frame):
+    asked.append(number)
     for process in processes:
       if process.poll() is None:
         process.send_signal(number)
   for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, pass_on)
-  return wait(processes)
+  try:
+    processes += start(int(argv[0]), argv[2:], os.environ)
+  except ValueError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+  for number in list(asked):  # those that came while there was nobody to pass them on to
+    pass_on(number, None)
+  return wait(processes, asked)
 
 
 def start(count: int, command: Sequence[str], environment: Mapping[str, str]) -> list[subprocess.Popen]:
@@ -82,8 +87,13 @@ def share(environment: Mapping[str, str], rank: int, count: int) -> dict[str, st
   return {"CUDA_VISIBLE_DEVICES": ",".join(devices[rank * each:(rank + 1) * each])}
 
 
-def wait(processes: Sequence[subprocess.Popen]) -> int:
-  """Waits for the end of all, and returns the status of the job."""
+def wait(processes: Sequence[subprocess.Popen], asked: Sequence[int] = ()) -> int:
+  """Waits for the end of all, and returns the status of the job.
+
+  Args:
+    processes: of the job.
+    asked: the signals that were passed on to them, as they come. A process that had no handler yet ends by one.
+  """
   ended: list[int] = []  # in the order in which they ended
   left = list(processes)
   kill_at = float("inf")
@@ -91,7 +101,7 @@ def wait(processes: Sequence[subprocess.Popen]) -> int:
     time.sleep(0.1)
     for process in [p for p in left if p.poll() is not None]:
       left.remove(process)
-      ended.append(process.returncode)
+      ended.append(INTERRUPTED if -process.returncode in asked else process.returncode)
       if process.returncode:
         kill_at = min(kill_at, time.monotonic() + KILL_SECONDS)
     if time.monotonic() > kill_at:

@@ -207,9 +207,12 @@ def _train(
       raise ValueError(f"{run.workdir} was begun with {memory['inputs']}, and now the data and the "
                        f"weights are {run.memory['inputs']}; give the same ones, or another --workdir")
     states.append(state)
+    run.averages.restore(memory.pop("averages", {}))
     run.memory |= memory | {"inputs": run.memory["inputs"]}
   for run in runs:
     bad_records.follow(run, step, say, lead=lead)
+    if lead:
+      nonfinite.forget_after(run.workdir, step)
   if step:
     say(f"resuming from step {step} of {setup.total_steps}")
 
@@ -269,7 +272,9 @@ def _train(
   def save():
     times = {"train": clock.train / count, "total": clock.total / count}  # each its share
     for run, own in each():
-      run.checkpoints.save(step, own, run.memory | times | bad_records.remember(run))
+      run.writer.sync()
+      run.checkpoints.save(
+          step, own, run.memory | times | bad_records.remember(run) | {"averages": run.averages.state()})
 
   def evaluated(variables, batches, total, *asked):
     found = evaluate(eval_step, variables, batches, total, say, *asked)
@@ -373,6 +378,7 @@ def _train(
           clock.pause()
           save()
           clock.resume()
+      clock.pause()
       for run in runs:
         run.checkpoints.wait()
   except Exception as error:

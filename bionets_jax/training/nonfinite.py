@@ -12,6 +12,8 @@ from typing import Any
 
 from bionets_jax.training.first_fault import find_first_fault
 from bionets_jax.training.state import GIVEN_UP
+from bionets_jax.training.writer import read_metrics
+from bionets_jax.weights.whole import write_whole
 
 # config.nonfinite -> the number of such steps in a row after which a run ends.
 GIVE_UP = {"stop": 1, "skip": 20}
@@ -70,6 +72,17 @@ def handle(
       f"first at fault: {text}",
       *([f"its examples:   {shown(bad)}"] if 0 < len(bad) < len(keys) else []),
       f"the batch:      {shown(keys)}{note}"]))
+
+
+def forget_after(workdir: str, step: int) -> None:
+  """Drops what WORKDIR/nonfinite.jsonl says of later steps that were skipped: they are made again.
+
+  What ended a run stays: made again with another option, the step is diagnosed no more.
+  """
+  path = os.path.join(workdir, FILE)
+  if os.path.exists(path):
+    kept = [line for line in read_metrics(path) if line["step"] <= step or not line.get("skipped")]
+    write_whole({path: "".join(json.dumps(line) + "\n" for line in kept)})
 
 
 def shown(keys: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 import collections
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,15 @@ class Averages:
   def __init__(self):
     self._sums: dict[str, float] = collections.defaultdict(float)
     self._seen = 0.0
+
+  def state(self) -> dict[str, Any]:
+    """JSON, for `restore`: a run may be stopped between two lines."""
+    return {"seen": self._seen, "sums": dict(self._sums)}
+
+  def restore(self, state: Mapping[str, Any]) -> None:
+    """Goes on from what `state` returned; {} for none."""
+    self._seen = state.get("seen", 0.0)
+    self._sums = collections.defaultdict(float, state.get("sums", {}))
 
   def take(self) -> dict[str, float]:
     """The means, and the share of examples in steps that were skipped; NaN if these were all."""

@@ -4,6 +4,7 @@ All of it is known without the data, the weights or a device, and so is said bef
 """
 
 import math
+import unicodedata
 from typing import Any
 
 import ml_collections
@@ -27,6 +28,7 @@ _RANGES = {
 # Parts of paths below a folder that another key names.
 _NAMES = ("data.name", "data.train_split", "data.eval_split", "data.test_split")
 _ALPHA = "model.options.alpha"
+_UNPRINTED = ("Cc", "Zl", "Zp")  # Unicode's control characters, and its ends of lines and paragraphs
 
 
 def check_ranges(config: ml_collections.ConfigDict) -> None:
@@ -74,8 +76,6 @@ def unread(config: ml_collections.ConfigDict) -> dict[str, str]:
     chosen["alpha_ramp_to"] = f"{_ALPHA}='scheduled'"
   if not config.seeds:
     chosen["side_by_side"] = "several config.seeds"
-  if not any("ten_crop" in config.data[key] for key in ("eval_transform", "test_transform")):
-    chosen["crop_average"] = "'ten_crop' in data.eval_transform or data.test_transform"
   if config.task == "wld" and config.wld.distill == "printed":
     chosen["wld.temperature"] = "wld.distill='kl' or 'soft_cross_entropy'"
   return chosen
@@ -87,7 +87,8 @@ def _check_value(key: str, value: Any) -> None:
     if len(value) > _LONGEST_TEXT:
       raise ValueError(f"config.{key}={value[:40]!r}...: a text of {len(value):,} characters; {_LONGEST_TEXT:,} is "
                        "the most")
-    if not value.isprintable() and not key.startswith(OPEN_KEYS):
+    # Not `isprintable`: names of folders hold joiners and wide spaces in the scripts that need them.
+    if any(unicodedata.category(c) in _UNPRINTED for c in value) and not key.startswith(OPEN_KEYS):
       raise ValueError(f"config.{key}={value!r:.200} has characters that cannot be printed, such as line ends")
   elif isinstance(value, tuple | list):
     if len(value) > _LONGEST_TUPLE:

@@ -15,6 +15,7 @@ from bionets_jax.counting import count_macs, count_parameters
 from bionets_jax.data.grammar import parse_call, split_calls
 from bionets_jax.data.transforms import CenterCrop, Resize, TenCrop
 from bionets_jax.training import config as config_lib
+from bionets_jax.training.checkpoint_record import FILES
 from bionets_jax.training.clock import Clock
 from bionets_jax.training.devices import describe_devices
 from bionets_jax.training.setup import Setup, model_options
@@ -53,11 +54,18 @@ def begun(workdir: str) -> bool:
   """Whether `workdir` is a run's own. One that has saved nothing owns nothing."""
   return os.path.exists(os.path.join(workdir, "config.json")) and (
       any(os.path.exists(os.path.join(workdir, n)) for n in ("summary.json", WEIGHT_FILE))
-      or any(name.isdigit() for name in _names(os.path.join(workdir, "checkpoints"))))
+      or any(map(_is_saved, _paths(os.path.join(workdir, "checkpoints")))))
 
 
-def _names(folder: str) -> list[str]:
-  return os.listdir(folder) if os.path.isdir(folder) else []
+def _paths(folder: str) -> list[str]:
+  return [os.path.join(folder, name) for name in os.listdir(folder)] if os.path.isdir(folder) else []
+
+
+def _is_saved(path: str) -> bool:
+  """Whether it is a checkpoint, or one that was only not renamed yet when its process was killed."""
+  name = os.path.basename(path)
+  return name.isdigit() or (
+      name.removesuffix(".saving").isdigit() and os.path.exists(os.path.join(path, FILES)))
 
 
 def make_summary(

@@ -56,6 +56,11 @@ class MetricWriter:
         _record(Event(step=step, summary=scalar(key, value))) for key, value in values.items()
         if math.isfinite(value)))
 
+  def sync(self) -> None:
+    """Returns when what was written is on the disk itself: a checkpoint of this step is to outlive the machine."""
+    self._lines.sync()
+    self._events.sync()
+
   def close(self) -> None:
     """Says what could not be written until the end."""
     self._lines.close()
@@ -66,6 +71,9 @@ class NoWriter:
   """Of the processes that are not the first."""
 
   def write(self, step: int, epoch: float, values: dict[str, float]) -> None:
+    pass
+
+  def sync(self) -> None:
     pass
 
   def close(self) -> None:
@@ -104,6 +112,10 @@ class _Appended:
       self._say(f"{self._path} can be written again, and has everything")
     self._size += len(self._waiting)
     self._waiting, self._failing = b"", False
+
+  def sync(self) -> None:
+    with contextlib.suppress(OSError):  # the next `write` says it
+      os.fsync(self._file)
 
   def close(self) -> None:
     if self._waiting:
