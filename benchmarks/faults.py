@@ -232,6 +232,8 @@ def main():
     with open(arguments.out, encoding="utf-8") as file:
       stored = json.load(file)
     trials = stored["trials"] if stored["asked"] == asked else []
+    if trials:
+      print(f"{len(trials)} of {len(sizes)} trials are in {arguments.out} already; remove it to begin anew", flush=True)
   with tempfile.TemporaryDirectory() as temporary:
     folder = os.path.abspath(arguments.folder or temporary)
     os.makedirs(folder, exist_ok=True)

@@ -146,7 +146,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
 
 FLOORS = {  # each may import only those named, and itself
     "ops": set(), "layers": {"ops"}, "models": {"ops", "layers"}, "losses": set(),
-    "counting": {"layers"}, "surgery": {"layers"}, "data": {"terminal"}, "terminal": set(),
+    "counting": {"layers"}, "surgery": {"layers"}, "data": {"terminal"}, "terminal": set(), "detection": {"layers"},
     "weights": {"models", "layers", "counting", "terminal"},
     "training": {"ops", "layers", "models", "losses", "counting", "surgery", "weights", "data"},
     "report": {"ops", "layers", "models", "losses", "counting", "weights", "data", "training"},
