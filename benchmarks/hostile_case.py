@@ -5,15 +5,15 @@ import hashlib
 import os
 import pathlib
 import re
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from bionets_jax.config_files import Late, time_limit
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 CANARY = "canary"  # what a payload would make in the folder of its case
@@ -53,10 +53,6 @@ class UsageError(Exception):
   """A command ended otherwise than with an error message and status 1 or 2."""
 
 
-class _Late(BaseException):
-  """No Exception, so that nothing on the way takes it for a flaw of the input."""
-
-
 def judge(case: Case, folder: pathlib.Path, number: int) -> Verdict:
   """Prepares a case, makes its call and looks at what came of it.
 
@@ -70,9 +66,9 @@ def judge(case: Case, folder: pathlib.Path, number: int) -> Verdict:
   started = time.perf_counter()
   error: BaseException | None = None
   try:
-    with contextlib.chdir(folder), _time_limit(SECONDS):  # where code that is executed would leave its canary
+    with contextlib.chdir(folder), time_limit(SECONDS):  # where code that is executed would leave its canary
       call()
-  except (Exception, SystemExit, _Late) as raised:
+  except (Exception, SystemExit, Late) as raised:
     error = raised
   seconds, grown = time.perf_counter() - started, _peak() - low
   message = str(error) if error else ""
@@ -116,7 +112,7 @@ def command(*arguments: str) -> None:
 def _problem(error: BaseException | None, message: str, says: str) -> str:
   if error is None:
     return "accepted"
-  if isinstance(error, _Late):
+  if isinstance(error, Late):
     return f"not done after {SECONDS:.0f} s"
   kind = type(error)
   builtin = kind in (ValueError, RuntimeError) or (
@@ -157,22 +153,3 @@ def _peak() -> float:
     if match := re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text()):
       return int(match[1]) / 1024
   return 0.0
-
-
-@contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-  """A library that does not come back from its own code is ended from outside, see hostile.py."""
-  if threading.current_thread() is not threading.main_thread():
-    yield
-    return
-
-  def late(number, frame):
-    raise _Late
-
-  previous = signal.signal(signal.SIGALRM, late)
-  signal.setitimer(signal.ITIMER_REAL, seconds)
-  try:
-    yield
-  finally:
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    signal.signal(signal.SIGALRM, previous)

@@ -39,9 +39,9 @@ def load_config(path: str) -> ml_collections.ConfigDict:
   if not file.endswith(".py"):
     raise ValueError("give a Python file with a function get_config")
   try:
-    with _time_limit(SECONDS):
+    with time_limit(SECONDS):
       config = _run(file, argument)
-  except _Late:
+  except Late:
     raise ValueError(f"it has not returned within {SECONDS} s; get_config should only set values") from None
   except ValueError as error:
     raise ValueError(f"{error}{_line_in(file, error)}") from error
@@ -53,7 +53,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
   return config
 
 
-class _Late(BaseException):
+class Late(BaseException):
   """No Exception: what a file catches is its own affair."""
 
 
@@ -77,14 +77,14 @@ def _line_in(file: str, error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-  """Raises `_Late` in its block after `seconds`; outside the main thread there is no limit."""
+def time_limit(seconds: float) -> Iterator[None]:
+  """Raises `Late` in its block after `seconds`; outside the main thread there is no limit."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
 
   def late(number, frame):
-    raise _Late
+    raise Late
 
   previous = signal.signal(signal.SIGALRM, late)
   signal.setitimer(signal.ITIMER_REAL, seconds)
