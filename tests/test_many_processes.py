@@ -50,7 +50,7 @@ def ends(processes, seconds=60):
 
 # What they compute ---------------------------------------------------------------------------
 
-EXAMPLES, BATCH, STEPS = 24, 8, 96
+EXAMPLES, BATCH, STEPS = 24, 8, 480  # far more than are made while a signal is on its way
 # Every image is of a class of its own, so that the labels of a batch say which images were read for it.
 CONFIG = """
 import os, sys, time
