@@ -8,7 +8,8 @@ in the end it is stopped by SIGTERM and has to leave with status 75. Slopes are 
 first quarter, with twice their standard error; a slope counts as growth if it is above its error and the whole run
 would gain more than 2 % by it. Exit status 1 if anything grows or the run ends by itself.
 
-What it does not show: GPUs' memory, file systems over a network, and leaks smaller than the error.
+What it does not show: GPUs' memory, file systems over a network, and leaks smaller than the error. What other
+processes leave in /dev/shm meanwhile counts as if it were the run's.
 """
 
 import argparse
@@ -30,7 +31,7 @@ FIRST_QUARTER = 0.25  # caches fill
 GROWTH = 0.02  # of the mean, over the whole run
 SERIES = {
     "memory, all processes": "MiB", "memory, main process": "MiB", "open files": "files", "threads": "threads",
-    "shared memory": "MiB", "workdir": "MiB", "step": "steps"}
+    "shared memory of the machine": "MiB", "workdir": "MiB", "step": "steps"}
 
 
 def get_config(folder: str):
@@ -124,7 +125,7 @@ def sample(pid: int, workdir: str) -> dict[str, float]:
   total = [sum(values) for values in zip(*(_held(one) for one in (pid, *descendants(pid))), strict=True)]
   return {
       "memory, all processes": total[0] / 2**20, "memory, main process": main[0] / 2**20, "open files": total[1],
-      "threads": total[2], "shared memory": _bytes_under("/dev/shm") / 2**20,
+      "threads": total[2], "shared memory of the machine": _bytes_under("/dev/shm") / 2**20,
       "workdir": _bytes_under(os.path.join(workdir, "checkpoints")) / 2**20, "step": _newest_step(workdir)}
 
 
@@ -146,10 +147,13 @@ def descendants(pid: int) -> list[int]:
 
 
 def _held(pid: int) -> tuple[int, int, int]:
-  """(bytes, with what is shared by n processes as an n-th; open files; threads); zeros of a process that has ended."""
+  """(bytes that no file stands behind, of what n processes share an n-th; open files; threads); zeros of a process that has ended.
+
+  Pages of libraries come and go with what else the machine does.
+  """
   try:
     with open(f"/proc/{pid}/smaps_rollup", encoding="utf-8") as file:
-      memory = next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+      memory = next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss_Anon:"))
     return memory, len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
   except (OSError, StopIteration):
     return 0, 0, 0
