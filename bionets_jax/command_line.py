@@ -138,6 +138,10 @@ def _run(argv: list[str]) -> None:
   from bionets_jax.training import distributed, hangs, job, stopping
   from bionets_jax.training.loop import Interrupted
 
+  try:
+    distributed.parse(FLAGS.distributed)
+  except ValueError as error:
+    _fail(str(error))
   stopping.leave_on_signals()
   hangs.watch()
   try:

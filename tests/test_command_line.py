@@ -125,7 +125,7 @@ def test_eval_mode(config_file, whole):
     (("--config=configs/ic_resnet50_wld.py", "--config.teacher.weights=no.pth"), 1, "'no.pth': no such file"),
     (("--config=configs/fp_resnet_cifar10.py:resnet20", "--config.data.dir=/nowhere"), 1,
      "python -m bionets_jax.data.prepare cifar10"),
-    (("--config={tiny}", "--distributed=here"), 1, "host:port,rank,count"),
+    (("--config={tiny}", "--distributed=here"), 2, "host:port,rank,count"),
     (("--config={tiny}", "--workdir={file}"), 1, "is a file"),
     (("--config={tiny}", "--workdir=/dev/null/x"), 1, "/dev/null/x"),
     (("--config=configs/quickstart.py:foo",), 2, "takes no argument"),
