@@ -1,11 +1,9 @@
-"""Checkpoints: what is kept, what is damaged and how a run goes on behind it, and disks that are full."""
+"""Checkpoints: what is damaged and how a run goes on behind it, and saves that are cut short."""
 
-import contextlib
 import glob
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -14,101 +12,18 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
+from saved_states import assert_step, clock_of, fill, make_state, quiet
 from test_training import weight_bytes
 from tiny import tiny_config
 
-from bionets_jax.data.tfrecord import read_records
 from bionets_jax.training.checkpoint_record import Damaged
 from bionets_jax.training.checkpoints import Checkpoints, abstract_like
-from bionets_jax.training.devices import make_mesh, replicated
 from bionets_jax.training.evaluation import evaluate_workdir
-from bionets_jax.training.keeping import Keep, kept
+from bionets_jax.training.keeping import Keep
 from bionets_jax.training.loop import train
 from bionets_jax.training.restoring import restore_newest
-from bionets_jax.training.setup import make_setup
-from bionets_jax.training.writer import MetricWriter, read_metrics
-
-
-def quiet(text):
-  pass
-
-
-def make_state(step, devices=1, size=5000):
-  """A state whose numbers depend on the step and do not compress away, on some devices."""
-  numbers = np.random.default_rng(step).standard_normal(size).astype(np.float32)
-  tree = {"params": {"a": {"kernel": numbers.reshape(-1, 50)}, "b": numbers[:7].astype(jnp.bfloat16)},
-          "step": np.int32(step), "none": {}}
-  return jax.device_put(tree, replicated(make_mesh(jax.devices()[:devices])))
-
-
-def clock_of(step, error=None):
-  last = {} if error is None else {"step": step, "top1_error": error}
-  return {"train": step + 0.1, "total": 1.0, "last": last, "best": last, "inputs": {"train_examples": 3}}
-
-
-def fill(workdir, steps, keep=None, said=None):
-  """Saves states of these steps."""
-  checkpoints = Checkpoints(str(workdir), keep or Keep(last=99), say=(said if said is not None else []).append)
-  for step in steps:
-    checkpoints.save(step, make_state(step), clock_of(step))
-    checkpoints.wait()
-  return checkpoints
-
-
-def assert_step(state, step):
-  jax.tree.map(np.testing.assert_array_equal, state, make_state(step))
-
-
-# What is kept --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("keep,want", [
-    (Keep(last=1), {7}),
-    (Keep(last=3), {5, 6, 7}),
-    (Keep(last=1, best=1), {3, 7}),
-    (Keep(last=2, best=2), {2, 3, 6, 7}),  # 2, 4 and 6 are equal: the earliest
-    (Keep(last=1, best=9), {1, 2, 3, 4, 6, 7}),  # of 5 there is no error
-    (Keep(last=1, every=2), {2, 4, 6, 7}),
-    (Keep(last=1, every=3), {3, 6, 7}),
-    (Keep(last=1, every=100), {7}),
-])
-def test_what_is_kept(keep, want):
-  errors = {1: 9.0, 2: 4.0, 3: 2.0, 4: 4.0, 5: float("nan"), 6: 4.0, 7: 8.0}
-  assert kept(errors, keep) == want
-  # Removing step by step, as a run does, comes to the same where the error falls and rises once.
-  there = {}
-  for step, error in errors.items():
-    there[step] = error
-    there = {s: there[s] for s in kept(there, keep)}
-  assert set(there) == want
-
-
-def test_a_period_keeps_its_first_checkpoint_wherever_the_saves_fall():
-  there = set()
-  for step in (50, 100, 130, 150, 199, 200, 260, 420):
-    there = kept(dict.fromkeys(there | {step}), Keep(last=1, every=100))
-  assert there == {100, 200, 420}
-
-
-def test_a_run_keeps_its_best_and_its_periods_also_behind_an_interruption(tmp_path):
-  errors = {5: 30.0, 10: 10.0, 15: 20.0, 20: 15.0, 25: 40.0, 30: 50.0}
-  for steps in ((5, 10, 15), (20, 25, 30)):
-    checkpoints = Checkpoints(str(tmp_path), Keep(last=1, best=1, every=20), say=quiet)
-    for step in steps:
-      checkpoints.save(step, make_state(step), clock_of(step, errors[step]))
-    checkpoints.wait()
-  assert checkpoints.steps() == [10, 20, 30]
-
-
-@pytest.mark.parametrize("changes,message", [
-    (dict(keep_checkpoints=0), "keep_checkpoints=0"), (dict(keep_best=-1), "keep_best=-1: give 0 or more"),
-    (dict(keep_every="often"), "keep_every='often'"), (dict(keep_every="0 steps"), "keep_every='0 steps' is less")])
-def test_bad_values_are_named(changes, message):
-  with pytest.raises(ValueError, match=message):
-    make_setup(tiny_config(**changes))
-
+from bionets_jax.training.writer import read_metrics
 
 # Damage --------------------------------------------------------------------------------------
 
@@ -295,70 +210,6 @@ def test_a_link_is_removed_and_not_what_it_leads_to(sound, tmp_path):
   (tmp_path / "w" / "checkpoints" / "5").symlink_to(tmp_path / "elsewhere" / "checkpoints" / "5")
   assert fill(tmp_path / "w", (6,), Keep(last=1)).steps() == [6]
   assert_step(Checkpoints(str(tmp_path / "elsewhere"), Keep()).restore(5, abstract_like(make_state(0)))[0], 5)
-
-
-# Disks that are full -------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def small_files(limit):
-  """No file can grow beyond so many bytes: EFBIG, as a full disk gives ENOSPC and a quota EDQUOT."""
-  before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-  try:
-    yield
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-# Behind the first error Orbax closes what tensorstore still reports the others to.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_save_that_fails_is_reported_and_the_next_one_tried(tmp_path):
-  said = []
-  checkpoints = fill(tmp_path, (1,), Keep(last=1), said)
-  with small_files(3000):
-    checkpoints.save(2, make_state(2), clock_of(2))
-    checkpoints.save(3, make_state(3), clock_of(3))  # the run went on
-    with pytest.raises(RuntimeError, match="step 3 is not saved: File too large.*newest checkpoint is of step 1"):
-      checkpoints.wait()
-  assert len(said) == 2 and "step 2 is not saved: File too large" in said[0] and "Training goes on" in said[0]
-  assert os.listdir(tmp_path / "checkpoints") == ["1"]  # nothing half-written is left
-  assert_step(checkpoints.restore(1, abstract_like(make_state(0)))[0], 1)
-  checkpoints.save(4, make_state(4), clock_of(4))
-  checkpoints.wait()
-  assert checkpoints.steps() == [4] and len(said) == 2
-
-
-def test_a_run_whose_last_save_fails_does_not_end_well(tmp_path):
-  said = []
-  def say(text):
-    said.append(text)
-    if text.startswith("step      7"):
-      shutil.rmtree(tmp_path / "checkpoints")
-      (tmp_path / "checkpoints").write_text("no folder")
-  config = tiny_config(duration="10 steps", eval_every="100 steps", checkpoint_every="100 steps")
-  with pytest.raises(RuntimeError, match="step 10 is not saved: Not a directory"):
-    train(config, str(tmp_path), say=say, devices=jax.devices()[:1])
-  assert not {"weights.safetensors", "summary.json"} & set(os.listdir(tmp_path))
-
-
-def test_metrics_wait_for_room_on_the_disk(tmp_path):
-  said = []
-  writer = MetricWriter(str(tmp_path), 0, said.append)
-  values = {f"train/metric_{i}": float(i) for i in range(20)}
-  with small_files(2000):
-    for step in range(1, 9):
-      writer.write(step, 0.5, values)
-    assert 0 < len(read_metrics(tmp_path / "metrics.jsonl")) < 8
-  assert sorted(text.split(" cannot be written")[0].split("/")[-1][:6] for text in said) == ["events", "metric"]
-  writer.write(9, 0.5, values)
-  writer.close()
-  assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == list(range(1, 10))
-  assert len(said) == 4 and all("can be written again" in text for text in said[2:])
-  [events] = glob.glob(f"{tmp_path}/events.*")
-  assert len(list(read_records(events))) == 2 + 9 * 20  # the reader compares checksums
 
 
 # kill -9 -------------------------------------------------------------------------------------
