@@ -30,7 +30,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIRST_QUARTER = 0.25  # caches fill
 GROWTH = 0.02  # of the mean, over the whole run
 SERIES = {
-    "memory, all processes": "MiB", "memory, main process": "MiB", "open files": "files", "threads": "threads",
+    "memory, all processes": "MiB", "memory, main process": "MiB", "address space": "MiB", "open files": "files",
+    "threads": "threads",
     "shared memory of the machine": "MiB", "workdir": "MiB", "step": "steps"}
 
 
@@ -124,8 +125,8 @@ def sample(pid: int, workdir: str) -> dict[str, float]:
   main = _held(pid)
   total = [sum(values) for values in zip(*(_held(one) for one in (pid, *descendants(pid))), strict=True)]
   return {
-      "memory, all processes": total[0] / 2**20, "memory, main process": main[0] / 2**20, "open files": total[1],
-      "threads": total[2], "shared memory of the machine": _bytes_under("/dev/shm") / 2**20,
+      "memory, all processes": total[0] / 2**20, "memory, main process": main[0] / 2**20,
+      "address space": total[1] / 2**20, "open files": total[2], "threads": total[3], "shared memory of the machine": _bytes_under("/dev/shm") / 2**20,
       "workdir": _bytes_under(os.path.join(workdir, "checkpoints")) / 2**20, "step": _newest_step(workdir)}
 
 
@@ -146,17 +147,21 @@ def descendants(pid: int) -> list[int]:
   return found
 
 
-def _held(pid: int) -> tuple[int, int, int]:
-  """(bytes that no file stands behind, of what n processes share an n-th; open files; threads); zeros of a process that has ended.
+def _held(pid: int) -> tuple[int, int, int, int]:
+  """(bytes in memory that no file stands behind, of what n processes share an n-th; bytes asked for, whether or not they
+  were ever touched; open files; threads); zeros of a process that has ended.
 
-  Pages of libraries come and go with what else the machine does.
+  Pages of libraries come and go with what else the machine does. Some kernels also take back pages that a process
+  leaves alone: a leak that nobody touches again may be missing from the first number, never from the second.
   """
   try:
     with open(f"/proc/{pid}/smaps_rollup", encoding="utf-8") as file:
       memory = next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss_Anon:"))
-    return memory, len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
+    with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+      asked = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData:"))
+    return memory, asked, len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
   except (OSError, StopIteration):
-    return 0, 0, 0
+    return 0, 0, 0, 0
 
 
 def _bytes_under(folder: str) -> int:
@@ -208,8 +213,11 @@ def plot(samples: list[dict[str, float]], path: str) -> None:
   from matplotlib.figure import Figure
 
   names = [name for name in SERIES if name != "step"]
-  figure = Figure(figsize=(9, 5), layout="constrained")
-  for axes, name in zip(figure.subplots(2, 3).flat, names, strict=True):
+  figure = Figure(figsize=(12, 5), layout="constrained")
+  panels = list(figure.subplots(2, 4).flat)
+  for axes in panels[len(names):]:
+    axes.set_axis_off()
+  for axes, name in zip(panels, names, strict=False):
     axes.plot([s["hours"] for s in samples], [s[name] for s in samples], linewidth=0.8)
     axes.set(title=name, xlabel="hours", ylabel=SERIES[name])
     axes.set_ylim(bottom=0)
