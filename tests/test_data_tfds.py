@@ -201,7 +201,7 @@ def test_damaged_files_are_bad_records(own_copy, damage, reason):
 def test_one_record_that_is_none_of_many(data_dir):
   source = open_source("bionets_tiny", "train", str(data_dir))
   stored = [int(file_name(source, i).removeprefix("train")) for i in range(7)]
-  records = list(source._records().__getitems__(list(range(7))))
+  records = list(source._records.many(list(range(7))))
   records[2], records[5] = b"\xff" * 20, b""
 
   class Records(list):
@@ -209,7 +209,7 @@ def test_one_record_that_is_none_of_many(data_dir):
     def __getitems__(self, indices):
       return [self[i] for i in indices]
 
-  source._data = Records(records)
+  source._records._data = Records(records)
   found = list(read_examples(source, range(7), (), (5, 6, 3), lambda index: None))
   for i, one in enumerate(found):
     if i in (2, 5):

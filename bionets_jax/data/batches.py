@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from bionets_jax.data.faults import NO_BAD_RECORDS, TooManyBadRecords
 from bionets_jax.data.order import EvalPlan
 from bionets_jax.data.prefetch import Prefetcher
-from bionets_jax.data.stream import BatchReader, read_faults
+from bionets_jax.data.stream import read_faults
 from bionets_jax.data.workers import read_ahead
 
 _DEVICE_BATCHES_AHEAD = 2
@@ -43,7 +43,7 @@ class ResidentBatches:
     batch = self._set.batch(self._seed, epoch, indices)
     self._on_batch(self._step, [])
     self._step += 1
-    return {field: batch[field] for field in _fields(self._plan)}
+    return batch if isinstance(self._plan, EvalPlan) else {f: batch[f] for f in batch if f != "mask"}
 
   def _without_faults(self, indices):
     indices = indices.copy()
@@ -106,7 +106,7 @@ def stream_batches(
   Args:
     source: a `Source`.
     plan: a `BatchPlan` or an `EvalPlan` over it.
-    placement: a streamed `Placement`.
+    placement: a streamed `Placement`, or an `ObjectsPlacement`.
     start_step: int, the first step.
     seed: int in [0, 2**32), of the augmentation.
     workers: worker processes; 0 for threads of this one.
@@ -120,18 +120,15 @@ def stream_batches(
   num_steps = getattr(plan, "num_steps", None)
   if num_steps is not None:
     workers = min(workers, num_steps)
-  reader = BatchReader(
-      source, plan, placement.host, placement.host_shape, seed, shards, mesh.size, limit
-  )
+  reader = placement.reader(source, plan, seed, shards, mesh.size, limit)
   host = read_ahead(reader, start_step, workers, cores())
-  wanted = _fields(plan)
 
   def to_devices(local):
     # What comes from worker processes is shared memory. jax may keep a reference to it for as
     # long as it likes, so that it would still be there at exit; the copy lets it go at once.
     own = np.array if workers else np.asarray
     return {
-        field: _global_array(own(local[field]), sharding, shards, mesh.size) for field in wanted
+        field: _global_array(own(local[field]), sharding, shards, mesh.size) for field in reader.fields
     }, read_faults(local)
 
   # Evaluation stops here, not in Grain: an exhausted Grain iterator keeps its last batches in
@@ -139,10 +136,6 @@ def stream_batches(
   batches = itertools.islice(host, num_steps)
   ahead = Prefetcher(batches, to_devices, _DEVICE_BATCHES_AHEAD, host.close, host.check)
   return StreamBatches(ahead, start_step, on_batch)
-
-
-def _fields(plan):
-  return ("image", "label", "mask") if isinstance(plan, EvalPlan) else ("image", "label")
 
 
 def local_shards(mesh):

@@ -35,6 +35,7 @@ class Entry:
 
 
 _PETS = "https://thor.robots.ox.ac.uk/~vgg/data/pets"
+_VOC = "http://host.robots.ox.ac.uk/pascal/VOC"
 
 SETS = {entry.name: entry for entry in (
     Entry(
@@ -83,6 +84,26 @@ SETS = {entry.name: entry for entry in (
                " plantdoc",),
         folder="plantdoc", builder="bionets_jax.data.plantdoc:CroppedPlantdoc",
     ),
+    Entry(
+        "voc/2007",
+        "train 2,501, validation 2,510, test 4,952; 20 classes, for detection, opened as 'voc'",
+        f"photographs of Flickr, under its terms; {_VOC}/voc2007",
+        "0.9 GB to download, as much prepared",
+        files=tuple(f"VOCdevkit/VOC2007/ImageSets/Main/{split}.txt" for split in ("train", "val", "test")),
+        steps=("mkdir -p voc && cd voc",
+               f"curl -fLO {_VOC}/voc2007/VOCtrainval_06-Nov-2007.tar && tar xf VOCtrainval_06-Nov-2007.tar",
+               f"curl -fLO {_VOC}/voc2007/VOCtest_06-Nov-2007.tar && tar xf VOCtest_06-Nov-2007.tar && cd .."),
+        folder="voc", builder="bionets_jax.data.voc_files:Voc",
+    ),
+    Entry(
+        "voc/2012", "train 5,717, validation 5,823; 20 classes, for detection, opened as 'voc'",
+        f"photographs of Flickr, under its terms; {_VOC}/voc2012",
+        "2.0 GB to download, 1.3 GB prepared",
+        files=tuple(f"VOCdevkit/VOC2012/ImageSets/Main/{split}.txt" for split in ("train", "val")),
+        steps=("mkdir -p voc && cd voc",
+               f"curl -fLO {_VOC}/voc2012/VOCtrainval_11-May-2012.tar && tar xf VOCtrainval_11-May-2012.tar && cd .."),
+        folder="voc", builder="bionets_jax.data.voc_files:Voc",
+    ),
 )}
 
 
@@ -115,7 +136,7 @@ def how_to(name, data_dir="DIR"):
 
 def nearest(name, there=()):
   """Returns ' Did you mean ...?' over `there`, the sets of this catalogue and those in the package."""
-  return naming.nearest(name, {*there, *SETS, "digits", "folder", "generated/cifar10"})
+  return naming.nearest(name, {*there, *SETS, "digits", "folder", "generated/cifar10", "voc"})
 
 
 def listing(data_dir="DIR"):

@@ -33,3 +33,9 @@ PLANTDOC = (
     "Tomato leaf yellow virus", "Tomato mold leaf", "Tomato two spotted spider mites leaf",
     "grape leaf", "grape leaf black rot",
 )
+
+# PASCAL VOC, in alphabetical order as in TFDS.
+VOC = tuple("""
+aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep
+sofa train tvmonitor
+""".split())

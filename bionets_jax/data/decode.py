@@ -64,6 +64,25 @@ def size_of_baseline_jpeg(data):
   return frame and frame[1:]
 
 
+def size_of(data):
+  """Returns the (height, width) that `decode_rgb` would make of an image; its header alone is read.
+
+  Raises:
+    ValueError: no known format.
+  """
+  if data[:3] == _JPEG_MAGIC:
+    try:
+      height, width, *_ = simplejpeg.decode_jpeg_header(data)
+      return height, width
+    except ValueError:
+      pass  # as in _decode
+  try:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+      return image.height, image.width
+  except Exception as error:  # noqa: BLE001 (as in _decode)
+    raise _unreadable(data, "no known format") from error
+
+
 def decode_top(data, channels, rows):
   """Decodes the upper part of an image, where that is faster than the whole.
 

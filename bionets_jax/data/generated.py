@@ -14,8 +14,9 @@ import zlib
 
 import numpy as np
 
-from bionets_jax.data import class_names, naming
+from bionets_jax.data import class_names, naming, shapes
 from bionets_jax.data.sources import Source
+from bionets_jax.data.split_syntax import examples_of
 
 PREFIX = "generated/"
 _MAX_CLASSES = 8
@@ -70,13 +71,13 @@ class GeneratedSource(Source):
   def __init__(self, name, split):
     self._set = name.removeprefix(PREFIX)
     if self._set not in SETS:
-      raise ValueError(naming.unknown(f"set after {PREFIX!r}", self._set, SETS))
+      raise ValueError(naming.unknown(f"set after {PREFIX!r}", self._set, [*SETS, *shapes.SETS]))
     self.name = name
     self.split = split
     shape = SETS[self._set]
     self.class_names = shape.class_names
     self.image_shape = (shape.size, shape.size, 3)
-    self._examples = _examples(shape.splits, split, name)
+    self._examples = examples_of(shape.splits, split, name)
 
   def __len__(self):
     return len(self._examples)
@@ -108,24 +109,3 @@ def _grating(height, width, kind, rng):
   colour = np.cos(2 * math.pi * (kind + np.arange(3) / 3))
   image = 128 + 50 * wave[..., None] * colour + 20 * colour + rng.normal(0, 20, (height, width, 3))
   return np.clip(image, 0, 255).astype(np.uint8)
-
-
-def _examples(splits, split, name):
-  """Returns the (split, position) pairs that 'train[:90%]+test' stands for, in its order."""
-  import tensorflow_datasets as tfds
-
-  known = tfds.core.SplitDict([
-      tfds.core.SplitInfo(name=key, shard_lengths=[count], num_bytes=0)
-      for key, count in splits.items()
-  ])
-  try:
-    parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(known)
-  except (ValueError, KeyError, AssertionError) as error:
-    raise ValueError(naming.unknown_split(name, split, splits)) from error
-  examples = [
-      (part.splitname, i) for part in parts
-      for i in range(splits[part.splitname])[part.from_:part.to]
-  ]
-  if not examples:
-    raise ValueError(f"The split {split!r} of {name} is empty.")
-  return examples

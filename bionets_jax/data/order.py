@@ -71,9 +71,12 @@ class BatchPlan:
         # Two are kept, for the readers that are ahead in the next epoch.
         while len(self._permutations) > 1:
           del self._permutations[next(iter(self._permutations))]  # the oldest
-        random = np.random.RandomState([self.seed, epoch])
-        self._permutations[epoch] = random.permutation(self.num_examples)
+        self._permutations[epoch] = self._shuffle(np.random.RandomState([self.seed, epoch]))
       return self._permutations[epoch]
+
+  def _shuffle(self, random):
+    """Returns an epoch's order, int64 (num_examples,): first what is in its batches."""
+    return random.permutation(self.num_examples)
 
   def indices(self, step):
     """Returns (epoch, indices) of the batch of `step`; indices is int64 (batch,)."""

@@ -12,6 +12,9 @@ import math
 from bionets_jax.data.bad_records import BadRecords
 from bionets_jax.data.batches import ResidentBatches, cores, resolve_workers, stream_batches
 from bionets_jax.data.faults import NO_BAD_RECORDS, Limit, TooManyBadRecords
+from bionets_jax.data.grouped_order import GroupedEvalPlan, GroupedPlan
+from bionets_jax.data.object_batches import ObjectsPlacement, place_objects
+from bionets_jax.data.objects import ObjectsSource
 from bionets_jax.data.order import BatchPlan, EvalPlan
 from bionets_jax.data.placement import Placement, place
 from bionets_jax.data.resident import ResidentSet, load
@@ -46,14 +49,15 @@ def make_pipeline(
     eval_split: e.g. 'test', 'validation', 'train[90%:]'.
     test_split: likewise; '' for none.
     train_transform: e.g. 'random_resized_crop(224)|flip' (streamed) or 'pad_crop(4)|flip'
-      (on the device); `parse_transforms` has the grammar, `placement` says which is where.
+      (on the device); `parse_transforms` has the grammar, `placement` says which is where. Of a set for
+      detection 'flip|letterbox(600, 1000)': OBJECT_TRANSFORMS, the last of them the letterbox.
     eval_transform: e.g. 'resize(256)|center_crop(224)'. Random only if there is a test_split: then
       drawn once per example, from the seed.
     test_transform: of the test_split, e.g. 'resize(256)|ten_crop(224)'; nothing random.
     workers: worker processes for streamed sets; 0 reads in threads of this process, -1 means
       one less than the cores, at most 16. Worker processes are spawned, so the main script
       needs `if __name__ == '__main__'`.
-    drop_remainder: leave out the last, smaller batch of every epoch.
+    drop_remainder: leave out the last, smaller batch of every epoch. For detection it has to be True.
     max_bad_records: how many records, over all splits, may be unreadable, undecodable or have a label out of
       range. In training others stand in for them, in evaluation they are left out (`BatchReader`).
     batch_size: global batch size; a multiple of the number of devices.
@@ -82,9 +86,15 @@ def make_pipeline(
     requests.append(("test_transform", test_transform, open_source(name, test_split, dir)))
   for _, _, source in requests[1:]:
     _check_classes(train, source)
-  placements = place(requests)
+  objects = isinstance(train, ObjectsSource)
+  if objects:
+    _check_drop_remainder(train, drop_remainder)
+    placements, groups = zip(*place_objects(requests), strict=True)
+  else:
+    placements = place(requests)
   _check_transforms(requests, placements)
-  train_plan = BatchPlan(len(train), batch_size, seed, drop_remainder)
+  train_plan = (GroupedPlan(groups[0], batch_size, seed) if objects else
+                BatchPlan(len(train), batch_size, seed, drop_remainder))
   _check_train_batches(train_plan, mesh.size)
   if eval_batch_size < 1 or eval_batch_size % mesh.size:
     raise ValueError(
@@ -92,8 +102,9 @@ def make_pipeline(
         f" {_or(_multiples_near(eval_batch_size, mesh.size))}."
     )
   parts = {}
-  for (field, _, source), placement in zip(requests, placements, strict=True):
-    plan = EvalPlan(len(source), eval_batch_size) if parts else train_plan
+  for i, ((field, _, source), placement) in enumerate(zip(requests, placements, strict=True)):
+    plan = (train_plan if i == 0 else GroupedEvalPlan(groups[i], eval_batch_size) if objects else
+            EvalPlan(len(source), eval_batch_size))
     parts[field.removesuffix("_transform")] = _Part(source, placement, plan)
   return Pipeline(parts, resolve_workers(workers), seed, mesh, limit)
 
@@ -103,7 +114,7 @@ class _Part:
   """One split: its examples, how they are prepared, and in which order."""
 
   source: Source
-  placement: Placement
+  placement: Placement | ObjectsPlacement
   plan: BatchPlan | EvalPlan
 
 
@@ -113,7 +124,7 @@ class Pipeline:
   Attributes:
     num_classes: int.
     class_names: tuple of str.
-    image_shape: (h, w, c) of the training images, after the transforms.
+    image_shape: (h, w, c) of the training images, after the transforms; for detection of most of them.
     eval_image_shape: the same for evaluation; (10, h, w, c) if it ends in ten crops.
     test_image_shape: likewise; None without a test split.
     num_train: number of training examples.
@@ -175,6 +186,14 @@ class Pipeline:
     """Returns the distinct training batch sizes that occur, the full one first: (128, 80)."""
     return self._parts["train"].plan.batch_sizes
 
+  def abstract_batches(self):
+    """Returns [{field: (shape, dtype)}], of each kind of training batch, the most frequent one first.
+
+    For classification one of each size; for detection one of each static shape of the images.
+    """
+    train = self._parts["train"]
+    return train.placement.abstract_batches(train.plan)
+
   def train_batches(self, start_step=0):
     """Iterates without end over the training batches from `start_step` on.
 
@@ -184,7 +203,7 @@ class Pipeline:
     Returns:
       An iterator with `close()`, which raises TooManyBadRecords, a ValueError, where there are more than
       max_bad_records. Batches are {'image': uint8 (B, h, w, c),
-      'label': int32 (B,)}, global arrays sharded over 'data'.
+      'label': int32 (B,)}, for detection those of `batch_spec`; global arrays sharded over 'data'.
     """
     return self._batches("train", start_step)
 
@@ -215,10 +234,11 @@ class Pipeline:
 
   def describe(self):
     """Returns a few lines of text: the set, its sizes, where it is, how it is read."""
-    height, width, channels = self.image_shape
     source, plan = self._parts["train"].source, self._parts["train"].plan
-    remainder = plan.num_examples % plan.batch_size
-    last = f", the last one {plan.remainder or 'dropped'}" if remainder else ""
+    in_none = plan.num_examples - plan.steps_per_epoch * plan.batch_size
+    last = f", the last one {plan.remainder or 'dropped'}" if in_none else ""
+    if isinstance(plan, GroupedPlan):
+      last = f", each of one shape; {in_none:,} examples are in none"
     others = [
         f"{which:<10} {self._parts[which].source.split}: {len(self._parts[which].source):,} examples"
         for which in ("eval", "test") if which in self._parts
@@ -228,7 +248,7 @@ class Pipeline:
         f"train      {source.split}: {self.num_train:,} examples, {self.steps_per_epoch:,}"
         f" batches of {plan.batch_size:,} an epoch{last}",
         *others,
-        f"images     {height} x {width} x {channels}, {self.num_classes:,} classes",
+        f"images     {self._parts['train'].placement.describe(plan)}, {self.num_classes:,} classes",
         f"input      {self._how()}",
     ])
 
@@ -284,6 +304,13 @@ def _check_transforms(requests, placements):
         raise ValueError(
             f"{field}={text!r}: {transform.usage} is random, and evaluation must not be{unless}."
         )
+
+
+def _check_drop_remainder(train, drop_remainder):
+  if not drop_remainder:
+    raise ValueError(
+        f"{train.name} is a set for detection, whose batches all have one of a few shapes: set drop_remainder=True"
+        " (what does not fill a batch is left out, other examples in every epoch).")
 
 
 def _check_classes(train, evaluation):

@@ -8,8 +8,12 @@ every epoch anew. Whatever does not fit this is streamed from the host.
 import dataclasses
 import math
 
+import numpy as np
+
 from bionets_jax.data.device_transforms import DEVICE_TRANSFORMS
 from bionets_jax.data.grammar import parse_call, split_calls
+from bionets_jax.data.objects import ObjectsSource
+from bionets_jax.data.stream import BatchReader
 from bionets_jax.data.transforms import HOST_TRANSFORMS, TenCrop, output_size
 
 # More than this many bytes (of all splits together) are streamed instead.
@@ -39,6 +43,20 @@ class Placement:
     """All transforms, in order."""
     return self.host + self.device
 
+  def reader(self, source, plan, seed, shards, num_shards, limit):
+    """Returns the `BatchReader` of a streamed split; the arguments are its own."""
+    return BatchReader(source, plan, self.host, self.host_shape, seed, shards, num_shards, limit)
+
+  def abstract_batches(self, plan):
+    """Returns [{field: (shape, dtype)}], of each size of batch of a `BatchPlan`, the full one first."""
+    return [{"image": ((size, *self.image_shape), np.dtype(np.uint8)), "label": ((size,), np.dtype(np.int32))}
+            for size in plan.batch_sizes]
+
+  def describe(self, plan):
+    """Returns the height, width and channels of the images in words."""
+    del plan
+    return " x ".join(map(str, self.image_shape))
+
 
 @dataclasses.dataclass(frozen=True)
 class _Call:
@@ -64,8 +82,11 @@ def place(requests):
 
   Raises:
     ValueError: transforms that do not exist or do not go together, or images that would differ in
-      size; names the field.
+      size, or a set for detection; names the field.
   """
+  for field, _, source in requests:
+    if isinstance(source, ObjectsSource):
+      raise ValueError(f"{field}: {source.name} is a set for detection, and a set of images with one label is needed.")
   parsed = [_parse(field, text) for field, text, _ in requests]
   residents = [
       _resident(calls, source) for calls, (_, _, source) in zip(parsed, requests, strict=True)

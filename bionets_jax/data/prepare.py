@@ -8,7 +8,7 @@
 The first says what the sets of the papers are, where their files come from and which command
 prepares each. The second and third build a set in ArrayRecord form, downloading what can be
 downloaded. Any other set of TFDS is prepared in the same way. The builders that come with TFDS need
-TensorFlow for that, those of this package (CIFAR, the pets, PlantDoc) do not; training never does.
+TensorFlow for that, those of this package (CIFAR, the pets, PlantDoc, VOC) do not; training never does.
 
 The last makes a set that TFDS built earlier as TFRecord readable here, without TensorFlow
 (convert.py).
@@ -52,7 +52,9 @@ def prepare(name, data_dir="", manual_dir=""):
   """
   if name in ("digits", "folder") or name.startswith("generated/"):
     raise PrepareError(f"{name!r} needs no preparation.")
-  from bionets_jax.data.tfds_source import default_data_dir
+  if name == "voc":
+    raise PrepareError("'voc' is prepared year by year: voc/2007 and voc/2012.")
+  from bionets_jax.data.tfds_records import default_data_dir
 
   data_dir = os.path.expanduser(data_dir or default_data_dir())
   builder = _builder(name, data_dir)
@@ -88,10 +90,11 @@ def _builder(name, data_dir):
   entry = catalog.find(name)
   if entry and entry.builder:
     module, _, class_name = entry.builder.partition(":")
-    version = name.partition(":")[2]
+    base, _, version = name.partition(":")
     try:
       return getattr(importlib.import_module(module), class_name)(
-          data_dir=data_dir, file_format="array_record", version=version or None
+          data_dir=data_dir, file_format="array_record", version=version or None,
+          config=base.partition("/")[2] or None
       )
     except AssertionError as error:  # TFDS's, for a version that it does not have
       raise PrepareError(str(error)) from error

@@ -1,10 +1,11 @@
 """A `Source` is one split of a data set with random access; `open_source` finds it by name.
 
 Names: 'digits' (inside the package), 'folder' (DIR/train/CLASS/*.jpg), 'generated/NAME' (made-up
-images in the form of the set NAME); anything else is a TensorFlow Datasets name, 'name',
-'name/config' or 'name:1.2.3'.
+images in the form of the set NAME); 'voc' (PASCAL VOC 2007 and 2012) and 'generated/shapes', which are for
+detection; anything else is a TensorFlow Datasets name, 'name', 'name/config' or 'name:1.2.3'.
 """
 
+import re
 import zlib
 
 
@@ -63,13 +64,14 @@ def open_source(name, split, data_dir=""):
   """Opens one split of a data set.
 
   Args:
-    name: 'digits', 'folder', 'generated/NAME' or a TFDS name.
-    split: the split's name; TFDS and generated sets take TFDS split syntax ('train[:90%]').
+    name: 'digits', 'folder', 'voc', 'generated/NAME' or a TFDS name.
+    split: the split's name; TFDS and generated sets take TFDS split syntax ('train[:90%]'), VOC's begin
+      with the year ('2007/train+2012/train').
     data_dir: for 'folder' the directory that holds the splits; for TFDS the directory that
       holds the sets ('' means $TFDS_DATA_DIR or ~/tensorflow_datasets). The others need none.
 
   Returns:
-    A `Source`.
+    A `Source`; of a set for detection an `ObjectsSource`.
 
   Raises:
     FileNotFoundError: the set is not there; says where it looked and how to prepare it.
@@ -82,7 +84,13 @@ def open_source(name, split, data_dir=""):
   if name == "folder":
     from bionets_jax.data.folder import FolderSource
     return FolderSource(data_dir, split)
+  if re.match(r"voc\b", name):
+    from bionets_jax.data.voc import VocSource
+    return VocSource(name, split, data_dir)
   if name.startswith("generated/"):
+    from bionets_jax.data import shapes
+    if name.removeprefix("generated/") in shapes.SETS:
+      return shapes.ShapesSource(name, split)
     from bionets_jax.data.generated import GeneratedSource
     return GeneratedSource(name, split)
   from bionets_jax.data.tfds_source import TfdsSource

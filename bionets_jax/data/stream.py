@@ -64,8 +64,17 @@ class BatchReader:
   @property
   def batch_bytes(self):
     """Bytes of the images of this process's part of a full batch."""
-    rows = self._plan.batch_size // self._num_shards * len(self._shards)
-    return rows * math.prod(self._image_shape)
+    return self._rows * math.prod(self._image_shape)
+
+  @property
+  def fields(self):
+    """Names of what a batch consists of."""
+    return ("image", "label", "mask") if isinstance(self._plan, EvalPlan) else ("image", "label")
+
+  @property
+  def _rows(self):
+    """Of this process's part of a full batch."""
+    return self._plan.batch_size // self._num_shards * len(self._shards)
 
   def __len__(self):
     # Without end, evaluation too: its consumer stops, and the batches behind are empty.
@@ -86,8 +95,7 @@ class BatchReader:
         np.arange(len(planned))[shard_rows(len(planned), shard, self._num_shards)] for shard in self._shards
     ])
     indices = planned[places]
-    images = np.zeros((len(indices), *self._image_shape), np.uint8)
-    labels = np.zeros(len(indices), np.int32)
+    batch = self._empty(step, len(indices))
     mask = (indices >= 0).astype(np.float32)
     rows = np.flatnonzero(indices >= 0)
     bad = {}  # row -> Fault
@@ -96,24 +104,31 @@ class BatchReader:
         bad[row] = found
         self._limit.check(list(bad.values()))
       else:
-        images[row], labels[row] = found
+        _put(batch, row, found)
     for row, fault in bad.items():
       if isinstance(self._plan, EvalPlan):
         mask[row] = 0.0
       else:
-        bad[row], (images[row], labels[row]) = self._stand_in(step, epoch, places[row], fault)
-    batch = {"image": images, "label": labels, "mask": mask}
+        bad[row], found = self._stand_in(step, epoch, places[row], fault)
+        _put(batch, row, found)
+    batch["mask"] = mask
     if bad:
       batch["faults"] = json.dumps([dataclasses.asdict(fault) for fault in bad.values()])
     return batch
 
+  def _empty(self, step, rows):
+    """Returns a batch without examples: name -> array (rows, ...) of what an example consists of."""
+    del step
+    return {"image": np.zeros((rows, *self._image_shape), np.uint8), "label": np.zeros(rows, np.int32)}
+
   def _examples(self, step, epoch, indices):
+    """Yields for each index a `Fault`, or what an example consists of, in the order of `_empty`."""
     return read_examples(
         self._source, indices, self._transforms, self._image_shape,
         lambda index: example_rng(self._seed, epoch, index), step)
 
   def _stand_in(self, step, epoch, place, fault):
-    """Returns the fault with what stands in for it, and that: (image, label)."""
+    """Returns the fault with what stands in for it, and that."""
     met = [fault]
     for index in self._plan.following(step, place):
       found, = self._examples(step, epoch, [index])
@@ -122,6 +137,12 @@ class BatchReader:
       met.append(found)
       self._limit.check(met)
     raise ValueError(f"{fault}. No other example of {self._source.name} {self._source.split} can be used either.")
+
+
+def _put(batch, row, example):
+  """Writes what an example consists of into its row."""
+  for array, value in zip(batch.values(), example, strict=True):
+    array[row] = value
 
 
 def read_faults(batch):
@@ -142,15 +163,31 @@ def read_examples(source, indices, transforms, image_shape, rng_of, step=0):
   Yields:
     For each index (image, label), or a `Fault` if the record cannot be used.
   """
+  def prepared(index, image, label, key):
+    return (prepare(image, transforms, image_shape, rng_of(index), key),
+            checked_label(label, source.num_classes, key))
+
+  return read_prepared(source, indices, prepared, step)
+
+
+def read_prepared(source, indices, prepared, step=0):
+  """Yields for each index what `prepared(index, image, label, key)` returns, or a `Fault`.
+
+  Args:
+    source: a `Source`.
+    indices: ints.
+    prepared: called with the index and what `Source.read` returns; raises ValueError, "Example KEY: ..." or
+      without these words, where an example cannot be used.
+    step: as in `read_examples`.
+  """
   read = read_records(source, indices)
   for index in map(int, indices):
     workers.note(step, index)
     found = next(read)
     if not isinstance(found, Fault):
-      image, label, key = found
+      key = found[-1]
       try:
-        found = (prepare(image, transforms, image_shape, rng_of(index), key),
-                 checked_label(label, source.num_classes, key))
+        found = prepared(index, *found)
       except ValueError as error:
         found = Fault(index, key, str(error).removeprefix(f"Example {key}: "))
     yield found
