@@ -31,8 +31,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from twins import DEVICE, torch
 
 from bionets_jax.training.device_memory import mebibytes, memory_need
+from bionets_jax.training.learning import model_options
 from bionets_jax.training.program import compile_from_shapes
-from bionets_jax.training.setup import make_setup, model_options
+from bionets_jax.training.setup import make_setup
 from bionets_jax.weights import Preprocessing
 from configs import common
 

@@ -45,7 +45,7 @@ from bionets_jax.data.device_transforms import DEVICE_TRANSFORMS
 from bionets_jax.data.grammar import parse_transforms
 from bionets_jax.data.order import BatchPlan
 from bionets_jax.data.resident import ResidentSet
-from bionets_jax.training.setup import model_options
+from bionets_jax.training.learning import model_options
 from bionets_jax.weights import Preprocessing
 from configs import common
 

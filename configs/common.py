@@ -173,13 +173,24 @@ def smoke(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return study("smoke variant" if alone else f"{config.title}, smoke variant", runs)
 
 
+_SMALL_DETECTORS = {
+    "retinanet": dict(tower_depth=1, anchor_scale=2.0),
+    "faster_rcnn": dict(anchor_scale=4.0, width=16, proposals_train=20, proposals_test=10, anchor_samples=16, region_samples=8)}
+
+
 def _shrink(run: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   with run.unlocked():
     run.model.options.update(narrow(run.model.name))
     run.paper = ml_collections.ConfigDict()
+    if run.task == "detection":
+      run.model.options.stage_sizes = (1, 1, 1, 1)  # a pyramid stands on four stages
+      run.model.weights, run.frozen, run.batch_norm = "", "", "global"  # there are none to keep
+      run.data.mean, run.data.std = run.data.mean or (0.5,), run.data.std or (0.25,)
+      run.detector.options.update(dict(channels=8, limit=10) | _SMALL_DETECTORS[run.detector.kind])
+      run.data.train_transform, run.data.eval_transform = "flip|letterbox(64, 64)", "letterbox(64, 64)"
   for key in ("train_transform", "eval_transform", "test_transform"):
     run.data[key] = re.sub(r"(?<![\d.])\d{3}(?![\d.])", lambda m: str(int(m[0]) // 7), run.data[key])
-  run.data.name = f"generated/{run.data.name}"
+  run.data.name = f"generated/{run.data.name.removeprefix('generated/')}"
   run.data.workers = 0
   run.data.drop_remainder = True
   run.seeds = ()

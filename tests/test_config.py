@@ -5,7 +5,8 @@ import pytest
 from tiny import tiny_config, tiny_wld_config
 
 from bionets_jax.training import config as config_lib
-from bionets_jax.training.setup import make_setup, model_options
+from bionets_jax.training.learning import model_options
+from bionets_jax.training.setup import make_setup
 
 
 @pytest.mark.parametrize("changes,match", [

@@ -13,10 +13,11 @@ import bionets_jax as bn
 from bionets_jax import experiments
 from bionets_jax.report.paper_rows import PAPERS
 from bionets_jax.training import setup
-from bionets_jax.training.config import batch_norm_groups, duration_in_steps, flatten
+from bionets_jax.training.config import duration_in_steps, flatten, norm_groups
 from bionets_jax.training.devices import make_mesh
+from bionets_jax.training.learning import model_options
 from bionets_jax.training.loop import Interrupted
-from bionets_jax.training.setup import check_values, model_options
+from bionets_jax.training.setup import check_values
 from configs import common
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -37,7 +38,12 @@ ARGUMENTS = {
         "vgg16", "vgg19", "mobilenet", "se_resnet18", "se_resnet50", "resnext29_2x64d")), "table4", "curves"],
     "keffnet": ["", "table1", *(data + network for data in ("cifar10", "pet", "plantdoc") for network in (
         "", ",baseline", ",keffnet", ",k0", ",k1"))],
+    "ic_voc_detection": ["", *(f"{kind},{unit}resnet50" for kind in ("faster_rcnn", "retinanet") for unit in ("", "ic_")),
+                         "table5"],
+    "shapes_detection": ["", *(f"{kind},{unit}resnet18" for kind in ("faster_rcnn", "retinanet") for unit in ("", "ic_")),
+                         "all"],
 }
+DETECTION = "ic_voc_detection", "shapes_detection"
 CLASSES = {"cifar10": 10, "imagenet2012": 1000, "oxford_iiit_pet_files": 37, "cropped_plantdoc": 29,
            "digits": 10}
 
@@ -73,16 +79,16 @@ def test_every_argument_gives_a_valid_config(name):
     for run in runs_of(config).values():
       check_values(run)
       assert duration_in_steps(run.duration, 10, "duration") > 0
-      assert batch_norm_groups(run.batch_norm, (run.batch_size,), run.accumulate) == 1
+      assert norm_groups(run, (run.batch_size,)) == 1
       # So that a number and a word can be given on the command line.
       assert isinstance(run.model.options.get("alpha", ""), str)
       assert ("alpha" in run.model.options) == run.model.name.startswith("ic_")
-      if run.paper and "top1_error" in run.paper:
+      if run.paper and ("top1_error" in run.paper or "ap50_voc07" in run.paper):
         assert {"table", "row", "statistic", "epochs", "seeds", "data"} <= set(run.paper)
         assert run.paper.statistic in (("test",) if run.data.test_split else ("best", "last"))
         assert run.paper.data == run.data.name
         if run.paper.epochs != duration_in_steps(run.duration, 1, "duration"):
-          assert run.paper.note == "published by others, after 90 epochs"
+          assert run.paper.note.startswith("published by others, after 90 epochs")
   with pytest.raises((ValueError, TypeError)):
     module.get_config("no such argument")
 
@@ -95,7 +101,7 @@ def test_a_slip_in_an_argument_is_answered_with_what_comes_near():
       get(name, argument)
 
 
-@pytest.mark.parametrize("name", [n for n in ARGUMENTS if n != "quickstart"])
+@pytest.mark.parametrize("name", [n for n in ARGUMENTS if n not in ("quickstart", *DETECTION)])
 def test_the_docstring_has_the_exact_number_of_parameters(name):
   """In each row of its tables that begins with an argument, or with the name of a run.
 
@@ -163,6 +169,8 @@ PRINTED = {  # the papers' errors (kEffNet: accuracies) as their tables have the
     ("ic_cifar10", "se_resnet18"): 5.08, ("ic_cifar10", "ic_se_resnet18"): 4.85,
     ("ic_cifar10", "se_resnet50"): 5.10, ("ic_cifar10", "ic_se_resnet50"): 4.61,
     ("ic_cifar10", "resnext29_2x64d"): 4.62, ("ic_cifar10", "ic_resnext29_2x64d"): 4.43,
+    ("ic_voc_detection", "faster_rcnn,resnet50"): 79.5, ("ic_voc_detection", "faster_rcnn,ic_resnet50"): 80.5,
+    ("ic_voc_detection", "retinanet,resnet50"): 77.3, ("ic_voc_detection", "retinanet,ic_resnet50"): 78.2,
     ("keffnet", "plantdoc,baseline"): 100 - 49.08, ("keffnet", "plantdoc,keffnet"): 100 - 64.39,
     ("keffnet", "pet,baseline"): 100 - 56.73, ("keffnet", "pet,keffnet"): 100 - 60.09,
     ("keffnet", "cifar10,baseline"): 100 - 91.66, ("keffnet", "cifar10,keffnet"): 100 - 91.64}
@@ -172,12 +180,12 @@ def test_the_papers_errors_stand_in_the_configs_and_their_docstrings():
   for (name, argument), printed in PRINTED.items():
     paper, doc = get(name, argument).paper, load(name).__doc__
     values = printed if isinstance(printed, tuple) else (printed,)
-    keys = ("top1_error", "top1_error_std") if name == "fp_resnet_cifar10" else (
-        "top1_error", "top5_error", "top1_error_10crop", "top5_error_10crop")
+    keys = {"fp_resnet_cifar10": ("top1_error", "top1_error_std"), "ic_voc_detection": ("ap50_voc07",)}.get(name, (
+        "top1_error", "top5_error", "top1_error_10crop", "top5_error_10crop"))
     for key, value in zip(keys, values, strict=False):
       assert paper[key] == pytest.approx(value, abs=1e-9)
       shown = 100 - value if name == "keffnet" else value
-      assert f"{shown:.{1 if name == 'ic_efficientnet_wld' else 2}f}" in doc
+      assert f"{shown:.{1 if name in ('ic_efficientnet_wld', 'ic_voc_detection') else 2}f}" in doc
 
 
 RECIPES = [  # what each paper's text (kEffNet: the authors' notebooks too) says of the training
@@ -199,6 +207,8 @@ RECIPES = [  # what each paper's text (kEffNet: the authors' notebooks too) says
         kind="cyclical25", lr=0.001), dict(momentum=0.0, weight_decay=0.0, kind="rmsprop")),
     ("keffnet", "plantdoc,k0", "75 epochs", 32, dict(
         kind="exponential", lr=0.01, factor=0.97), dict(momentum=0.0, weight_decay=0.0, kind="rmsprop")),
+    ("ic_voc_detection", "retinanet,resnet50", "12 epochs", 16, dict(
+        lr=0.01, boundaries=(9,), factor=0.1, reference_batch=16), dict(momentum=0.9, weight_decay=1e-4)),
 ]
 
 
@@ -209,8 +219,8 @@ def test_recipes_are_the_papers(name, argument, duration, batch_size, schedule, 
   for part, expected in (("schedule", {"kind": "step"} | schedule),
                          ("optimizer", {"kind": "sgd"} | optimizer)):
     assert {key: config[part][key] for key in expected} == expected
-  assert config.schedule.warmup == "0 epochs" and not config.schedule.reference_batch
-  assert not (config.label_smoothing or config.mixup or config.cutmix or config.ema_decay)
+  assert config.schedule.warmup == "0 epochs" and config.schedule.reference_batch == schedule.get("reference_batch", 0)
+  assert not any(config.get(key) for key in ("label_smoothing", "mixup", "cutmix", "ema_decay"))
   if config.task == "wld":
     wld = config.wld
     assert (wld.tolerance, wld.distill_weight_start, wld.distill_weight_end) == (0.005, 0.9, 0.1)
@@ -255,7 +265,7 @@ def test_every_smoke_variant_is_valid_and_needs_no_file():
 # One of each family; the others differ from one of these in the place of a unit or in numbers.
 SMOKE = [("cifar10_short", "1"), ("fp_resnet50_imagenet", "fp_resnet50"), ("fp_resnet_cifar10", "resnet32,011,single"), ("ic_resnet_imagenet", "ic_resnet18"),
          ("ic_resnet50_wld", "50_c"), ("ic_efficientnet_wld", "b0"), ("ic_cifar10", "ic_mobilenet"),
-         ("keffnet", "pet,keffnet")]
+         ("keffnet", "pet,keffnet"), ("ic_voc_detection", "retinanet,ic_resnet50"), ("shapes_detection", "faster_rcnn,resnet18")]
 
 
 @pytest.mark.parametrize("name,argument", SMOKE)
@@ -280,12 +290,13 @@ def test_smoke_variants_run_stop_go_on_and_are_evaluated(name, argument, tmp_pat
   assert any("resuming from step 1 of 3" in text for text in said)
   for run_name, run in runs_of(config).items():
     one = summary[run_name] if run_name else summary
-    assert one["last"]["step"] == 3 and 0 <= one["last"]["top1_error"] <= 100
+    measure = "ap50_voc07" if run.task == "detection" else "top1_error"
+    assert one["last"]["step"] == 3 and 0 <= one["last"][measure] <= 100
     assert ("test" in one) == bool(run.data.test_split)
   measured = experiments.run(config, workdir, mode="eval", say=said.append)
   for found, one in zip(*((measured.values(), summary.values()) if "runs" in config
                           else ([measured], [summary])), strict=True):
-    assert found["top1_error"] == pytest.approx(one["last"]["top1_error"])
+    assert found[measure] == pytest.approx(one["last"][measure])
 
 
 @pytest.mark.parametrize("data", ["cifar10", "plantdoc"])

@@ -146,9 +146,10 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32():
 
 FLOORS = {  # each may import only those named, and itself
     "ops": set(), "layers": {"ops"}, "models": {"ops", "layers"}, "losses": set(),
-    "counting": {"layers"}, "surgery": {"layers"}, "data": {"terminal"}, "terminal": set(), "detection": {"layers"},
+    "counting": {"layers"}, "surgery": {"layers"}, "data": {"terminal"}, "terminal": set(),
+    "detection": {"layers", "models", "weights", "data", "counting", "terminal"},
     "weights": {"models", "layers", "counting", "terminal"},
-    "training": {"ops", "layers", "models", "losses", "counting", "surgery", "weights", "data"},
+    "training": {"ops", "layers", "models", "losses", "counting", "surgery", "weights", "data", "detection"},
     "report": {"ops", "layers", "models", "losses", "counting", "weights", "data", "training"},
     "evaluate": {"ops", "losses", "models", "counting", "weights", "data", "training", "report", "terminal"},
     "experiments": {"training", "report"}, "selfcheck": {"training", "data"},

@@ -19,7 +19,7 @@ from bionets_jax.counting import abstract_variables
 from bionets_jax.training import largest_batch, loop, profiling, stalls, utilization
 from bionets_jax.training.device_memory import memory_need
 from bionets_jax.training.loop import train
-from bionets_jax.training.program import abstract_batch, abstract_state, compile_ahead
+from bionets_jax.training.program import abstract_batches, abstract_state, compile_ahead
 from bionets_jax.training.setup import check_values, make_setup
 from bionets_jax.training.writer import read_metrics
 
@@ -126,7 +126,7 @@ def compiled():
     setup = make_setup(config, jax.devices()[:1])
     seed = jax.ShapeDtypeStruct((), np.uint32)
     pending = compile_ahead(config, setup, abstract_state(setup), {}, [seed], one_teacher=True)
-    out[remat] = pending[64].result(), setup
+    out[remat] = pending[64, 8, 8, 1].result(), setup
   return out
 
 
@@ -248,5 +248,5 @@ def test_what_a_batch_needs_is_what_xla_and_the_data_say(compiled):
   program, setup = compiled[""]
   images = 8 * 8 * (1442 + 355)  # on the device, as uint8
   assert largest_batch.bytes_needed(config, setup, 64) == memory_need(program).total + images + 2 * 64 * 8 * 8
-  batch = abstract_batch(setup, 12)
-  assert batch["image"].shape == (12, 8, 8, 1) and batch["label"].shape == (12,)
+  (batch,) = abstract_batches(setup)
+  assert batch["image"].shape == (64, 8, 8, 1) and batch["label"].shape == (64,)

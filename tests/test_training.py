@@ -357,9 +357,9 @@ def test_a_stop_between_two_lines_of_the_log_is_in_neither(tmp_path, monkeypatch
     train(config, cut, say=quiet, devices=jax.devices()[:1])
   evaluated = loop.evaluate
 
-  def slow(*args):
+  def slow(*args, **kwargs):
     time.sleep(2)
-    return evaluated(*args)
+    return evaluated(*args, **kwargs)
 
   monkeypatch.setattr(loop, "evaluate", slow)
   summary = train(config, cut, say=quiet, devices=jax.devices()[:1]).summary

@@ -96,6 +96,9 @@ class RealTask:
         "real_correct": right.any(0).astype(jnp.float32),
         "real_labelled": (real >= 0).any(0).astype(jnp.float32)}
 
+  def examples(self, params: Tree, model_state: Tree, batch: Batch) -> Batch:
+    return self._task.examples(params, model_state, batch)
+
 
 def real_error(values: dict[str, float], total: int) -> dict[str, float]:
   """`values` with the means of `RealTask` turned into `real_error` in percent, and `real_examples`.

@@ -1,6 +1,6 @@
 """What a run's config holds, and the checks that turn a slip into a message.
 
-A config file starts from `classification_config()` or `wld_config()` and changes values. Nothing
+A config file starts from `classification_config()`, `wld_config()` or `detection_config()` and changes values. Nothing
 that follows from other values is stored: total steps and scaled learning rates are computed at run
 time, so an override on the command line can leave nothing stale.
 """
@@ -11,8 +11,8 @@ from typing import Any
 
 import ml_collections
 
-# Free-form parts: keyword arguments of `create_model`, and the paper's figures.
-OPEN_KEYS = ("model.options", "paper")
+# Free-form parts: keyword arguments of `create_model` and of `create_detector`, and the paper's figures.
+OPEN_KEYS = ("model.options", "detector.options", "paper")
 # What may differ between a run and its continuation: where things are and how they are reported. That
 # the data and the teacher are still the same is checked by what they hold.
 NOT_THE_RUN = ("seeds", "side_by_side", "data.dir", "data.workers", "data.max_bad_records", "eval_batch_size", "remat", "log_every",
@@ -117,7 +117,23 @@ def wld_config() -> ml_collections.ConfigDict:
   return config
 
 
-_TEMPLATES = {"classification": classification_config, "wld": wld_config}
+def detection_config() -> ml_collections.ConfigDict:
+  """A detector around a backbone, `config.model`: as classification, without what is about labels of images."""
+  config = classification_config()
+  config.task = "detection"
+  for key in ("label_smoothing", "mixup", "cutmix", "crop_average"):
+    del config[key]
+  config.detector = ml_collections.ConfigDict(dict(
+      kind="",                     # 'retinanet' or 'faster_rcnn'
+      options=dict(),              # further arguments of create_detector
+  ))
+  config.frozen = "^backbone/(stem|stage1)"  # parameters that stay as they are, by their path; '' for none
+  config.batch_norm = "frozen"     # the backbone's statistics stay; or 'global', 'groups(n)' as elsewhere
+  config.data.difficult = False    # whether objects that are marked as difficult are to be found in training
+  return config
+
+
+_TEMPLATES = {"classification": classification_config, "wld": wld_config, "detection": detection_config}
 
 
 def check_config(config: ml_collections.ConfigDict) -> None:
@@ -136,8 +152,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       continue
     if key not in known:
       hint = nearest(key, known)
-      if not hint and key in flatten(wld_config()):
-        hint = " (it belongs to task 'wld')"
+      owners = [repr(other) for other, template in _TEMPLATES.items() if key in flatten(template())]
+      if not hint and owners:
+        hint = f" (it belongs to task {' or '.join(owners)})"
       raise ValueError(f"config.{key}: nothing reads this key{hint}")
     _check_type(key, value, known[key])
   for key in known:
@@ -211,6 +228,12 @@ def duration_in_steps(text: str, steps_per_epoch: int, key: str) -> int:
     raise ValueError(f"config.{key}={text!r}: give a duration such as '90 epochs' or '500 steps'")
   number = float(match[1])
   return round(number * steps_per_epoch) if match[2].startswith("epoch") else int(number)
+
+
+def norm_groups(config: ml_collections.ConfigDict, batch_sizes: tuple[int, ...]) -> int:
+  """`batch_norm_groups` of a config; 1 where detection leaves the statistics alone."""
+  frozen = config.task == "detection" and config.batch_norm == "frozen"
+  return batch_norm_groups("global" if frozen else config.batch_norm, batch_sizes, config.accumulate)
 
 
 def batch_norm_groups(text: str, batch_sizes: tuple[int, ...], accumulate: int) -> int:

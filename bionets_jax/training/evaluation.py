@@ -30,6 +30,7 @@ IN_FLIGHT = 2
 def evaluate(
     eval_step: Callable, variables: Any, batches: Sequence[Iterator], total: int,
     say: Callable[[str], None], asked: Callable[[], bool] = lambda: False,
+    measure: Callable[[dict[str, np.ndarray]], dict[str, float]] | None = None,
 ) -> list[dict[str, float]]:
   """Means over a whole split for each of several runs, each example counted once.
 
@@ -40,10 +41,11 @@ def evaluate(
     total: the number of examples, bad records among them.
     say: told of the progress every ten seconds.
     asked: before each batch, whether to stop.
+    measure: `Task.measure`, of a task that keeps examples.
 
   Returns:
-    Of each run name -> mean: 'loss', 'top1_error' in percent, and 'top5_error' for six classes or more; where
-    there are any, also 'bad_records', how many examples could not be used and are in no mean.
+    Of each run name -> mean: for classification 'loss', 'top1_error' in percent, and 'top5_error' for six classes or
+    more; what `measure` returns; where there are any, also 'bad_records', how many examples could not be used and are in no mean.
     [] if it was asked to stop.
 
   Raises:
@@ -53,9 +55,13 @@ def evaluate(
   started = told = time.perf_counter()
   sums: dict[str, Any] = collections.defaultdict(float)
   in_flight = collections.deque()
+  kept: list[dict[str, np.ndarray]] = []
 
   def fetch():
-    for name, value in jax.device_get(in_flight.popleft()).items():
+    found = jax.device_get(in_flight.popleft())
+    if "examples" in found:
+      kept.append(found.pop("examples"))
+    for name, value in found.items():
       sums[name] += np.atleast_1d(value).astype(np.float64)
 
   try:
@@ -81,8 +87,12 @@ def evaluate(
     raise RuntimeError(f"evaluated {counts} of {total} examples, beside {bad} that cannot be used")
   if not all(counts):
     raise ValueError(f"none of the {total} examples to evaluate on can be used")
-  return [{name: float(value[i] / count) for name, value in sums.items()} | ({"bad_records": bad[i]} if bad[i] else {})
-          for i, count in enumerate(counts)]
+  means = [{name: float(value[i] / count) for name, value in sums.items()} for i, count in enumerate(counts)]
+  if kept:
+    of_runs = [kept] if len(batches) == 1 else [[{k: v[i] for k, v in one.items()} for one in kept] for i in range(len(means))]
+    means = [mean | measure({k: np.concatenate([one[k] for one in own]) for k in own[0]})
+             for mean, own in zip(means, of_runs, strict=True)]
+  return [mean | ({"bad_records": skipped} if skipped else {}) for mean, skipped in zip(means, bad, strict=True)]
 
 
 def evaluate_workdir(
@@ -108,11 +118,11 @@ def evaluate_workdir(
   eval_step = jax.jit(
       over_runs(make_eval_step(setup.task), (0, 0, 0)), out_shardings=replicated(setup.mesh),
       compiler_options=compiler_options(deterministic=config.deterministic))
-  values = evaluate(eval_step, state.evaluated, [pipeline.eval_batches()], pipeline.num_eval, say)[0]
+  values = evaluate(eval_step, state.evaluated, [pipeline.eval_batches()], pipeline.num_eval, say, measure=setup.task.measure)[0]
   say(f"{workdir}, step {latest}, {pipeline.num_eval} examples: {show(values)}")
   values = {"step": latest} | values
   if pipeline.num_test:
     values["test"] = evaluate(
-        eval_step, state.selected, [pipeline.test_batches()], pipeline.num_test, say)[0]
+        eval_step, state.selected, [pipeline.test_batches()], pipeline.num_test, say, measure=setup.task.measure)[0]
     say(f"{workdir}, {config.select} weights, {pipeline.num_test} test examples: {show(values['test'])}")
   return values

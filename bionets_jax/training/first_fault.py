@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bionets_jax.training.devices import replicated
-from bionets_jax.training.tasks import Batch, Classification, Tree
+from bionets_jax.training.tasks import Batch, Task, Tree
 
 _LOSS = "the loss"  # behind the last layer
 
@@ -34,7 +34,7 @@ class Fault:
 
 
 def find_first_fault(
-    task: Classification, state: Any, frozen: Tree, batch: Batch, *, step: int, seed: int, accumulate: int,
+    task: Task, state: Any, frozen: Tree, batch: Batch, *, step: int, seed: int, accumulate: int,
     mesh: jax.sharding.Mesh,
 ) -> Fault:
   """Computes the step once more, layer by layer and outside of the training program.
@@ -108,7 +108,7 @@ class _Forward:
     met: after a trace, (path, class) of the modules in the order in which they return.
   """
 
-  def __init__(self, task: Classification, accumulate: int):
+  def __init__(self, task: Task, accumulate: int):
     self.met: list[tuple[str, str]] = []
     self._task, self._accumulate = task, accumulate
 

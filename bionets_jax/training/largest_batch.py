@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 
-from bionets_jax.training.config import batch_norm_groups
+from bionets_jax.training.config import norm_groups
 from bionets_jax.training.device_memory import host_memory, mebibytes, memory_limit, memory_need
 from bionets_jax.training.devices import describe_devices
 from bionets_jax.training.evaluation import IN_FLIGHT
@@ -111,5 +111,5 @@ def bytes_needed(config: ml_collections.ConfigDict, setup: Setup, size: int) -> 
 
 def least_batch(config: ml_collections.ConfigDict, setup: Setup) -> int:
   """What batches have to be a multiple of, by the devices, config.accumulate and the groups of BatchNorm."""
-  groups = batch_norm_groups(config.batch_norm, (), config.accumulate)
+  groups = norm_groups(config, ())
   return math.lcm(setup.mesh.size, groups * config.accumulate)

@@ -244,12 +244,12 @@ def _train(
   start_up.done("first batch")
   if going:
     try:
-      compiled = {size: program.result() for size, program in pending.items()}
+      compiled = {shape: program.result() for shape, program in pending.items()}
     except jax.errors.JaxRuntimeError as error:
       if must_fit and count > 1 and out_of_memory(error):
         raise NotTogether(f"{count} runs side by side need more memory than the device has") from error
       raise
-    first = compiled[pipeline.batch_sizes()[0]]
+    first = next(iter(compiled.values()))
     if must_fit and not fits(first, setup.mesh.devices.flat[0]):
       raise NotTogether(f"{count} runs side by side need more memory than the device has")
     say(overview.memory(first))
@@ -277,7 +277,7 @@ def _train(
           step, own, run.memory | times | bad_records.remember(run) | {"averages": run.averages.state()})
 
   def evaluated(variables, batches, total, *asked):
-    found = evaluate(eval_step, variables, batches, total, say, *asked)
+    found = evaluate(eval_step, variables, batches, total, say, *asked, measure=task.measure)
     return [{"step": step} | values for values in found]
 
   def owed():
@@ -356,15 +356,15 @@ def _train(
           clock.pause()  # on a GPU a trace takes seconds to begin
           profiler.start()
           clock.resume()
-        size = batch[0]["label"].shape[0]
-        state, metrics = compiled[size](state, frozen, batch, seeds)
+        program = compiled[batch[0]["image"].shape]
+        state, metrics = program(state, frozen, batch, seeds)
         step += 1
         watch.dispatched(metrics["count"])
         in_flight.append((step, metrics, batch))
         settle(0 if profiler.ends_with(step) else IN_FLIGHT)
         if profiler.ends_with(step):
           clock.pause()
-          say(profiler.stop(compiled[size].as_text() or ""))
+          say(profiler.stop(program.as_text() or ""))
           clock.resume()
 
         last = step == setup.total_steps

@@ -18,6 +18,8 @@ from bionets_jax.weights.whole import write_whole
 # config.nonfinite -> the number of such steps in a row after which a run ends.
 GIVE_UP = {"stop": 1, "skip": 20}
 FILE = "nonfinite.jsonl"
+# By which detectors are compared: the average precision that VOC2007 asks for.
+PRECISION = "ap50_voc07"
 _SHOWN = 8
 
 
@@ -92,11 +94,14 @@ def shown(keys: list[str]) -> str:
 
 
 def error_of(values: Mapping[str, float]) -> float:
-  """By which evaluations are compared: the top-1 error, infinite where anything measured is not finite.
+  """By which evaluations are compared: the top-1 error, or what lacks the average precision to 100 %.
 
-  Logits that are NaN count as a wrong prediction, so that the error alone does not show them.
+  Infinite where anything measured is not finite: logits that are NaN count as a wrong prediction, so that the error
+  alone does not show them.
   """
-  return values["top1_error"] if all(map(math.isfinite, values.values())) else math.inf
+  if not all(map(math.isfinite, values.values())):
+    return math.inf
+  return values["top1_error"] if "top1_error" in values else 100.0 - values.get(PRECISION, 0.0)
 
 
 def is_better(values: Mapping[str, float], best: Mapping[str, float]) -> bool:

@@ -105,7 +105,7 @@ def _per_epoch(rates: Sequence[float], steps_per_epoch: int, *, cyclic: bool) ->
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict, schedule: Callable
+    config: ml_collections.ConfigDict, schedule: Callable, stays: Callable[[Any], bool] = lambda path: False
 ) -> optax.GradientTransformation:
   """The optimiser, with coupled weight decay: g += wd p comes first.
 
@@ -118,6 +118,8 @@ def make_optimizer(
     config: `config.optimizer`. `decay` = 'all' decays every parameter but the IC units' alpha;
       'kernels' leaves out biases, inner biases and the scales of norms too.
     schedule: step -> rate.
+    stays: from a parameter's path (jax.tree_util's keys) to whether it is not trained. Its gradient has to be 0; then
+      it does not decay either.
 
   Raises:
     ValueError: naming the key that is out of its range.
@@ -127,7 +129,7 @@ def make_optimizer(
 
   def mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: not exempt.search("/".join(str(k.key) for k in path)), params)
+        lambda path, _: not (exempt.search("/".join(str(k.key) for k in path)) or stays(path)), params)
 
   parts = []
   if config.weight_decay:

@@ -56,7 +56,7 @@ def jit_train_step(
 def compile_ahead(
     config: ml_collections.ConfigDict, setup: Setup, state: Any, frozen: Any, seeds: list[Any], *,
     one_teacher: bool,
-) -> Mapping[int, concurrent.futures.Future]:
+) -> Mapping[tuple[int, ...], concurrent.futures.Future]:
   """Has the training step compiled in threads.
 
   Args:
@@ -67,24 +67,26 @@ def compile_ahead(
     one_teacher: see `jit_train_step`.
 
   Returns:
-    For each size of a batch the compiled step, to come.
+    For each shape of a batch's images the compiled step, to come; that of the most batches first.
   """
   count = len(seeds)
   state, frozen, seeds = (abstract_like(tree) for tree in (stack_abstract(state, count), frozen, seeds))
   step = jit_train_step(config, setup, one_teacher=one_teacher)
-  sizes = setup.pipeline.batch_sizes()
-  pool = concurrent.futures.ThreadPoolExecutor(len(sizes))
-  found = {size: pool.submit(step.lower(state, frozen, [abstract_batch(setup, size)] * count, seeds).compile)
-           for size in sizes}
+  batches = abstract_batches(setup)
+  pool = concurrent.futures.ThreadPoolExecutor(len(batches))
+  found = {batch["image"].shape: pool.submit(step.lower(state, frozen, [batch] * count, seeds).compile)
+           for batch in batches}
   pool.shutdown(wait=False)
   return found
 
 
 def compile_from_shapes(config: ml_collections.ConfigDict, setup: Setup, size: int) -> Any:
-  """The compiled training step of one run for batches of `size` images, made without any array."""
+  """The compiled training step of one run for batches of `size` images, the largest there are, made without any array."""
   frozen, seed = _everywhere(setup, lambda *trees: trees, setup.task.frozen, np.uint32(config.seed))
   step = jit_train_step(config, setup)
-  lowered = step.lower(abstract_state(setup), frozen, [abstract_batch(setup, size)], [seed])
+  largest = max(abstract_batches(setup), key=lambda batch: batch["image"].size)
+  batch = {name: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=x.sharding) for name, x in largest.items()}
+  lowered = step.lower(abstract_state(setup), frozen, [batch], [seed])
   # In a thread: SIGTERM or Ctrl-C, whose handlers raise, crash a main thread that is within XLA's compiler.
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     return pool.submit(lowered.compile).result()
@@ -97,12 +99,11 @@ def stack_abstract(state: Any, count: int) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=x.sharding), state)
 
 
-def abstract_batch(setup: Setup, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """A training batch of `size` images as shapes, split over the mesh."""
+def abstract_batches(setup: Setup) -> list[dict[str, jax.ShapeDtypeStruct]]:
+  """Each kind of training batch that occurs as shapes, split over the mesh; the most frequent first."""
   split = NamedSharding(setup.mesh, PartitionSpec("data"))
-  return {
-      "image": jax.ShapeDtypeStruct((size, *setup.pipeline.image_shape), np.uint8, sharding=split),
-      "label": jax.ShapeDtypeStruct((size,), np.int32, sharding=split)}
+  return [{name: jax.ShapeDtypeStruct(shape, dtype, sharding=split) for name, (shape, dtype) in batch.items()}
+          for batch in setup.pipeline.abstract_batches()]
 
 
 def abstract_state(setup: Setup) -> Any:

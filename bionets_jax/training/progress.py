@@ -13,6 +13,7 @@ from bionets_jax.training.stalls import WorkerAdvice
 from bionets_jax.training.summary import show
 from bionets_jax.training.utilization import Utilization
 
+_SHOWN = ("loss", "top1_error", "distillation", "alpha")
 MANY = 65536  # steps whose learning rates are looked up at once
 
 
@@ -88,7 +89,7 @@ class Progress:
           "time/data_wait": rates["data_wait"], "time/train_seconds": self._clock.train} | self.once)
     self.once = {}
     mean = mean_of_runs(found)
-    shown = {k: mean[k] for k in ("loss", "top1_error", "distillation", "alpha") if k in mean}
+    shown = {k: mean[k] for k in mean if k in _SHOWN or k.startswith("loss_")}
     self._say(f"step {step:>6}  epoch {epoch:6.2f}  train {show(shown)}  lr {rate:.3g}  "
               f"{readable_rate(images)} img/s  MFU {100 * share:.1f} %  "
               f"data wait {100 * rates['data_wait']:.0f} %  left {readable(left)}")

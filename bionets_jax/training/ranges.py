@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_collections
 
-from bionets_jax.training.config import OPEN_KEYS, batch_norm_groups, flatten
+from bionets_jax.training.config import OPEN_KEYS, flatten, norm_groups
 
 _LONGEST_TEXT = 4096  # the longest path that systems take
 _LONGEST_TUPLE = 10_000
@@ -112,7 +112,7 @@ def _check_together(config: ml_collections.ConfigDict) -> None:
                      "channel, or one for all")
   if min(data.std, default=1) <= 0:
     raise ValueError(f"config.data.std={tuple(data.std)}: give positive numbers")
-  batch_norm_groups(config.batch_norm, (config.batch_size,), config.accumulate)
-  if (config.mixup or config.cutmix) and config.batch_size < 2:
+  norm_groups(config, (config.batch_size,))
+  if (config.get("mixup") or config.get("cutmix")) and config.batch_size < 2:
     raise ValueError("config.mixup and config.cutmix mix the images of a batch with each other, and "
                      f"config.batch_size={config.batch_size} leaves none to mix with; give 2 or more")

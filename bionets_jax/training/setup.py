@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,23 +15,23 @@ import optax
 from jax.sharding import Mesh
 
 from bionets_jax import losses
-from bionets_jax.counting import abstract_variables
 from bionets_jax.data.pipeline import Pipeline, make_pipeline
+from bionets_jax.detection.create import create_detector
 from bionets_jax.models import create_model
 from bionets_jax.models.common import REMATS
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.compile_cache import check_compile_cache, use_compile_cache
 from bionets_jax.training.devices import check_platform, make_mesh
 from bionets_jax.training.keeping import Keep, keep_of
+from bionets_jax.training.learning import make_task, model_options
 from bionets_jax.training.mixing import check_mixing
 from bionets_jax.training.nonfinite import GIVE_UP
 from bionets_jax.training.optimizers import make_optimizer, make_schedule
 from bionets_jax.training.profiling import Window, parse_window
 from bionets_jax.training.ranges import check_ranges, check_total_steps
-from bionets_jax.training.start import load_start
 from bionets_jax.training.state import TrainState, make_init
-from bionets_jax.training.tasks import CROP_AVERAGES, Classification, WeakLogitDistillation
-from bionets_jax.training.teacher import check_inheritance, check_weights_path, load_teacher
+from bionets_jax.training.tasks import CROP_AVERAGES, Task
+from bionets_jax.training.teacher import check_weights_path
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
 
@@ -57,7 +58,7 @@ class Setup:
 
   mesh: Mesh
   pipeline: Pipeline
-  task: Classification
+  task: Task
   init: Callable[[jax.Array, Any], TrainState]
   inherited: Any
   new_paths: list[str]
@@ -103,8 +104,7 @@ def make_setup(
   check_values(config)
   check_platform(config.device)
   compile_cache = use_compile_cache(config.compile_cache)
-  wld = config.task == "wld"
-  if wld:
+  if config.task == "wld":
     check_weights_path(config.teacher.weights)
   elif config.model.weights:
     check_weights_path(config.model.weights, "config.model.weights")
@@ -117,54 +117,21 @@ def make_setup(
       eval_transform=data.eval_transform, test_transform=data.test_transform, workers=data.workers,
       drop_remainder=data.drop_remainder, max_bad_records=data.max_bad_records, batch_size=config.batch_size,
       eval_batch_size=config.eval_batch_size or config.batch_size, seed=config.seed, mesh=mesh)
-  groups = config_lib.batch_norm_groups(
-      config.batch_norm, pipeline.batch_sizes(), config.accumulate)
-
+  groups = config_lib.norm_groups(config, pipeline.batch_sizes())
   dtype = compute_dtype(config.dtype)
-  model = create_model(
-      config.model.name, pipeline.num_classes, dtype=DTYPES[dtype], batch_norm_groups=groups,
-      remat=config.remat, **model_options(config))
   total, log_every, eval_every, checkpoint_every = _durations(config, pipeline.steps_per_epoch)
   schedule = make_schedule(
       config.schedule, batch_size=config.batch_size, steps_per_epoch=pipeline.steps_per_epoch,
       total_steps=total)
-  options = dict(
-      image_shape=pipeline.image_shape, label_smoothing=config.label_smoothing,
-      mixup=config.mixup, cutmix=config.cutmix, crop_average=config.crop_average,
-      alpha_schedule=optax.schedules.linear_schedule(0.0, config.alpha_ramp_to, max(total, 1)))
-  inherited, new_paths, origin = {}, [], ""
-  mean, std = data.mean, data.std
-  if wld:
-    teacher = load_teacher(
-        config.teacher.weights, student=config.model.name, student_options=model_options(config),
-        model_name=config.teacher.model, num_classes=pipeline.num_classes,
-        image_shape=pipeline.image_shape, dtype=DTYPES[dtype])
-    inherited = teacher.variables
-    new_paths = check_inheritance(
-        inherited, abstract_variables(model, pipeline.image_shape), (teacher.name, config.model.name))
-    origin = f"{teacher.name} in {teacher.source}"
-    w = config.wld
-    task = WeakLogitDistillation(
-        model, teacher, mean=mean or teacher.preprocessing.mean, std=std or teacher.preprocessing.std,
-        distill_weight=losses.distill_weight_schedule(
-            total, w.distill_weight_start, w.distill_weight_end, w.distill_weight_shape),
-        temperature=w.temperature, tolerance=w.tolerance, distill=w.distill, hinge=w.hinge,
-        **options)
-  else:
-    if config.model.weights:
-      start = load_start(
-          config.model.weights, model, name=config.model.name, options=model_options(config),
-          image_shape=pipeline.image_shape)
-      inherited, new_paths, origin = start.variables, start.new, f"{start.name} in {start.source}"
-      mean, std = mean or start.preprocessing.mean, std or start.preprocessing.std
-    task = Classification(model, mean=mean, std=std, **options)
-  optimizer = make_optimizer(config.optimizer, schedule)
-  init = make_init(task, optimizer, ema=config.ema_decay > 0, select_best=config.select == "best",
+  backbone = dict(dtype=DTYPES[dtype], batch_norm_groups=groups, remat=config.remat, **model_options(config))
+  learned = make_task(config, pipeline, backbone, total)
+  optimizer = make_optimizer(config.optimizer, schedule, learned.task.stays)
+  init = make_init(learned.task, optimizer, ema=config.ema_decay > 0, select_best=config.select == "best",
                    loss_scaling=dtype == "float16")
   return Setup(
-      mesh=mesh, pipeline=pipeline, task=task, init=init, inherited=inherited, new_paths=new_paths,
-      origin=origin, optimizer=optimizer, schedule=schedule, total_steps=total, log_every=log_every,
-      eval_every=eval_every, checkpoint_every=checkpoint_every,
+      mesh=mesh, pipeline=pipeline, task=learned.task, init=init, inherited=learned.inherited,
+      new_paths=learned.new_paths, origin=learned.origin, optimizer=optimizer, schedule=schedule,
+      total_steps=total, log_every=log_every, eval_every=eval_every, checkpoint_every=checkpoint_every,
       keep=keep_of(config, pipeline.steps_per_epoch), dtype=dtype, compile_cache=compile_cache,
       profile=parse_window(config.profile, total))
 
@@ -193,13 +160,15 @@ def check_values(config: ml_collections.ConfigDict) -> None:
       config.schedule, batch_size=1, steps_per_epoch=1, total_steps=1))
   for key, words in (("select", ("last", "best")), ("crop_average", CROP_AVERAGES), ("remat", REMATS),
                      ("nonfinite", tuple(GIVE_UP))):
-    if config[key] not in words:
+    if config.get(key, words[0]) not in words:
       raise ValueError(f"config.{key}={config[key]!r}: give {' or '.join(map(repr, words))}")
   check_seeds(config)
-  check_mixing(config.mixup, config.cutmix)
+  check_mixing(config.get("mixup", 0.0), config.get("cutmix", 0.0))
   for key in ("ema_decay", "label_smoothing"):
-    if not 0 <= config[key] < 1:
+    if not 0 <= config.get(key, 0.0) < 1:
       raise ValueError(f"config.{key}={config[key]}: give a number from 0 to below 1")
+  if config.task == "detection":
+    _check_detector(config, options)
   if config.task != "wld":
     if not config.model.weights and not (config.data.mean and config.data.std):
       raise ValueError("config.data.mean and config.data.std are empty, and there is neither a teacher nor "
@@ -216,6 +185,24 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"config.wld: {error}") from error
 
 
+def _check_detector(config: ml_collections.ConfigDict, options: dict[str, Any]) -> None:
+  """Checks what only detection has."""
+  if not config.model.weights and (config.frozen or config.batch_norm == "frozen"):
+    raise ValueError(
+        f"config.frozen={config.frozen!r} and config.batch_norm={config.batch_norm!r} keep what a backbone has "
+        "learned, and config.model.weights is empty; give a workdir, a file or torchvision://..., or train all of it "
+        "with config.frozen='' and config.batch_norm='global'")
+  try:
+    create_detector(config.detector.kind, config.model.name, backbone_options=options,
+                    **config_lib.to_json(config.detector.options))
+  except (ValueError, TypeError) as error:
+    raise ValueError(f"config.detector: {error}") from error
+  try:
+    re.compile(config.frozen)
+  except re.error as error:
+    raise ValueError(f"config.frozen={config.frozen!r} is no regular expression: {error}") from error
+
+
 def check_seeds(config: ml_collections.ConfigDict) -> None:
   """Checks `seed`, `seeds` and `side_by_side`."""
   for seed in (config.seed, *config.seeds):
@@ -228,30 +215,6 @@ def check_seeds(config: ml_collections.ConfigDict) -> None:
     raise ValueError(f"config.seed={config.seed} beside config.seeds={tuple(config.seeds)}: give one of them")
   if config.side_by_side < 0:
     raise ValueError(f"config.side_by_side={config.side_by_side}: give 0 for as many as fit, or how many")
-
-
-def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
-  """`config.model.options` as arguments of create_model, JSON-serialisable.
-
-  alpha is text there, so that the command line can make a number of 'learned' and the reverse.
-
-  Raises:
-    ValueError: for what the rest of the config decides.
-  """
-  options = config_lib.to_json(config.model.options)
-  elsewhere = {"num_classes": "the data", "dtype": "config.dtype", "batch_norm_groups": "config.batch_norm",
-               "remat": "config.remat"}
-  for key, place in elsewhere.items():
-    if key in options:
-      raise ValueError(f"config.model.options.{key}: leave it out, {place} decides")
-  if isinstance(options.get("alpha"), str):
-    try:
-      options["alpha"] = float(options["alpha"])
-    except ValueError:
-      pass  # a word: the unit knows it or says what it knows
-  if isinstance(options.get("fp_layers"), int):
-    options["fp_layers"] = str(options["fp_layers"])  # the command line reads 101 as a number
-  return options
 
 
 def _durations(config: ml_collections.ConfigDict, steps_per_epoch: int) -> tuple[int, int, int, int]:

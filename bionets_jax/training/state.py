@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from bionets_jax.training.tasks import Batch, Classification, Metrics, Tree
+from bionets_jax.training.tasks import Batch, Metrics, Task, Tree
 
 
 class TrainState(struct.PyTreeNode):
@@ -74,7 +74,7 @@ def no_nonfinite_steps() -> Tree:
 
 
 def make_init(
-    task: Classification, optimizer: optax.GradientTransformation, *, ema: bool,
+    task: Task, optimizer: optax.GradientTransformation, *, ema: bool,
     select_best: bool = False, loss_scaling: bool = False,
 ) -> Callable[[jax.Array, Tree], TrainState]:
   """(rng, inherited) -> TrainState. `inherited` leaves replace those of the same path."""
@@ -96,7 +96,7 @@ def make_init(
 
 
 def make_train_step(
-    task: Classification, optimizer: optax.GradientTransformation, *, seed: int | jax.Array,
+    task: Task, optimizer: optax.GradientTransformation, *, seed: int | jax.Array,
     accumulate: int, ema_decay: float, unroll: bool, give_up: int = 1,
 ) -> Callable[[TrainState, Tree, Batch], tuple[TrainState, Metrics]]:
   """(state, frozen, batch) -> (state, metrics); pure.
@@ -220,15 +220,19 @@ def keep_best(state: TrainState, error: jax.Array) -> TrainState:
   return state.replace(best=jax.tree.map(lambda a, b: jnp.where(better, a, b), now, state.best))
 
 
-def make_eval_step(task: Classification) -> Callable[[Tree, Tree, Batch], Metrics]:
-  """(params, model_state, batch) -> metrics summed over the examples whose mask is 1."""
+def make_eval_step(task: Task) -> Callable[[Tree, Tree, Batch], Metrics]:
+  """(params, model_state, batch) -> metrics summed over the examples whose mask is 1.
+
+  Beside them 'count', the number of these examples, and, if the task keeps any of them, 'examples' (`Task.examples`).
+  """
 
   def eval_step(params: Tree, model_state: Tree, batch: Batch) -> Metrics:
     mask = batch["mask"]
     metrics = task.evaluate(params, model_state, batch)
     # where, not a product: a padded row may hold anything, NaN included.
     sums = {name: jnp.where(mask > 0, m, 0.0).sum() for name, m in metrics.items()}
-    return {**sums, "count": mask.sum()}
+    kept = task.examples(params, model_state, batch)
+    return {**sums, "count": mask.sum(), **({"examples": kept} if kept else {})}
 
   return eval_step
 

@@ -18,7 +18,9 @@ from bionets_jax.training import config as config_lib
 from bionets_jax.training.checkpoint_record import FILES
 from bionets_jax.training.clock import Clock
 from bionets_jax.training.devices import describe_devices
-from bionets_jax.training.setup import Setup, model_options
+from bionets_jax.training.learning import model_options
+from bionets_jax.training.nonfinite import PRECISION
+from bionets_jax.training.setup import Setup
 from bionets_jax.training.spread import Spread
 from bionets_jax.training.state import TrainState
 from bionets_jax.weights.native import WEIGHT_FILE
@@ -86,6 +88,7 @@ def make_summary(
   return {
       "model": config.model.name,
       "task": config.task,
+      **({"detector": config.detector.kind} if config.task == "detection" else {}),
       "data": config.data.name,
       "seed": config.seed,
       "parameters": count_parameters({"params": state.params}),
@@ -151,9 +154,13 @@ def sweep_summary(summaries: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
 
 def about_weights(config: ml_collections.ConfigDict, setup: Setup) -> dict[str, Any]:
   """What the weight file says of itself, enough to build the model and feed it."""
+  network = {"model": config.model.name, "options": model_options(config)}
+  if config.task == "detection":
+    network = {"task": config.task, "model": config.detector.kind, "options": {
+        "backbone": config.model.name, "backbone_options": model_options(config),
+        **config_lib.to_json(config.detector.options)}}
   return {
-      "model": config.model.name,
-      "options": model_options(config),
+      **network,
       "num_classes": setup.pipeline.num_classes,
       "class_names": list(setup.pipeline.class_names),
       "image_shape": list(setup.pipeline.image_shape),
@@ -177,22 +184,30 @@ def resizing(transform: str, side: int) -> dict[str, Any]:
 def result_line(summary: dict[str, Any]) -> str:
   """The outcome of a run in a line, beside the paper's where there is one."""
   last, best, test = summary["last"], summary["best"], summary.get("test")
-  paper = summary["paper"].get("top1_error")
-  return (f"{summary['model']}, top-1 error {last['top1_error']:.2f} % at step {last['step']} "
-          f"(lowest {best['top1_error']:.2f} % at step {best['step']}"
-          + (f"; {test['top1_error']:.2f} % on the test set with the weights of step {test['step']}"
-             if test else "")
+  key, what, extreme = "top1_error", "top-1 error", "lowest"
+  name = summary["model"]
+  if summary["task"] == "detection":
+    key, what, extreme = PRECISION, "AP50 (VOC07)", "highest"
+    name = f"{summary['detector']} with {name}"
+  paper = summary["paper"].get(key)
+  def percent(values):
+    return f"{values.get(key, 0.0) if extreme == 'highest' else values[key]:.2f} %"
+  return (f"{name}, {what} {percent(last)} at step {last['step']} "
+          f"({extreme} {percent(best)} at step {best['step']}"
+          + (f"; {percent(test)} on the test set with the weights of step {test['step']}" if test else "")
           + (f"; the paper has {paper} %)" if paper else ")"))
 
 
 def show(values: dict[str, float]) -> str:
   def one(key, value):
+    if key.startswith("ap"):
+      return f"{'AP' + key[2:]} {value:.2f} %"
     if key.endswith("_error"):
       return f"{key[:-6].replace('top', 'top-')} error {value:.2f} %"
     if key == "bad_records":
       return f"bad records {value:g}"
     return f"{key} {value:.4f}"
-  return "  ".join(one(k, v) for k, v in values.items())
+  return "  ".join(one(k, v) for k, v in values.items() if not k.startswith("class/"))
 
 
 def write_json(path: str, content: Any) -> None:

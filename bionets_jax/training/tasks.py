@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bionets_jax import losses
 from bionets_jax.layers.ic import SCHEDULED
@@ -34,6 +35,12 @@ def topk_correct(logits: jax.Array, labels: jax.Array, k: int) -> jax.Array:
   return (above.sum(-1) < k).astype(jnp.float32)
 
 
+def mean_alpha(params: Tree) -> Metrics:
+  """{'alpha': scalar}, the mean over the network's units; {} if they have none that is learned."""
+  alphas = [a for path, a in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "alpha"]
+  return {"alpha": jnp.mean(jnp.stack([a.mean() for a in alphas]))} if alphas else {}
+
+
 def average_crops(logits: jax.Array, kind: str) -> jax.Array:
   """Logits (N, crops, K) as those of the images, (N, K): of the mean softmax, or the mean logits."""
   wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
@@ -42,31 +49,26 @@ def average_crops(logits: jax.Array, kind: str) -> jax.Array:
   return jax.nn.logsumexp(jax.nn.log_softmax(wide), axis=1) - jnp.log(float(logits.shape[1]))
 
 
-class Classification:
-  """Cross-entropy with the labels."""
+class Task:
+  """What the loop, the checkpoints and the overview know of what is learned.
+
+  A subclass has `train_losses(params, model_state, frozen, batch, step, rng)` and `evaluate(params, model_state,
+  batch)`, as `Classification` has them.
+
+  Attributes:
+    model: called with images (1, H, W, C) it makes all of its variables.
+    image_shape: (H, W, C).
+    mean, std: normalisation of images in 0..1, one number or one per channel.
+    frozen: arrays that steps read but nothing trains or saves.
+  """
 
   def __init__(
-      self,
-      model: nn.Module,
-      *,
-      image_shape: tuple[int, int, int],
-      mean: tuple[float, ...],
-      std: tuple[float, ...],
-      label_smoothing: float = 0.0,
-      mixup: float = 0.0,
-      cutmix: float = 0.0,
-      crop_average: str = "softmax",
+      self, model: nn.Module, *, image_shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...],
       alpha_schedule: Callable | None = None,
   ):
     """
     Args:
-      model: maps (N, H, W, C) to logits.
-      image_shape: (H, W, C).
-      mean, std: normalisation of images in 0..1, one number or one per channel.
-      label_smoothing: mass spread evenly over the classes, in training.
-      mixup, cutmix: see `mixing.mix`; 0 for none.
-      crop_average: what is averaged over the crops of an image in evaluation, 'softmax' (He et al.,
-        Krizhevsky et al.) or 'logits' (fb.resnet.torch).
+      model, image_shape, mean, std: see above.
       alpha_schedule: step -> alpha, for units whose alpha is 'scheduled'.
 
     Raises:
@@ -80,9 +82,6 @@ class Classification:
     self.model = model
     self.image_shape = tuple(image_shape)
     self.mean, self.std = tuple(mean), tuple(std)
-    self.label_smoothing = label_smoothing
-    self.mixup, self.cutmix = mixup, cutmix
-    self.crop_average = crop_average
     self.alpha_schedule = alpha_schedule
     self.frozen: Tree = {}
 
@@ -98,6 +97,46 @@ class Classification:
       return model_state
     alphas = jax.tree.map(lambda a: jnp.full_like(a, self.alpha_schedule(step)), model_state[SCHEDULED])
     return {**model_state, SCHEDULED: alphas}
+
+  def stays(self, path: tuple[Any, ...]) -> bool:
+    """Whether the parameter of a path (jax.tree_util's keys) is not trained."""
+    return False
+
+  def examples(self, params: Tree, model_state: Tree, batch: Batch) -> Batch:
+    """What evaluation keeps of each example beside the metrics that it sums: {} or name -> (N, ...)."""
+    return {}
+
+  def measure(self, examples: dict[str, np.ndarray]) -> dict[str, float]:
+    """On the host, further metrics of a whole split from what `examples` returned of each of its examples."""
+    return {}
+
+
+class Classification(Task):
+  """Cross-entropy with the labels."""
+
+  def __init__(
+      self,
+      model: nn.Module,
+      *,
+      label_smoothing: float = 0.0,
+      mixup: float = 0.0,
+      cutmix: float = 0.0,
+      crop_average: str = "softmax",
+      **kwargs: Any,
+  ):
+    """
+    Args:
+      model: maps (N, H, W, C) to logits.
+      label_smoothing: mass spread evenly over the classes, in training.
+      mixup, cutmix: see `mixing.mix`; 0 for none.
+      crop_average: what is averaged over the crops of an image in evaluation, 'softmax' (He et al.,
+        Krizhevsky et al.) or 'logits' (fb.resnet.torch).
+      **kwargs: of `Task`.
+    """
+    super().__init__(model, **kwargs)
+    self.label_smoothing = label_smoothing
+    self.mixup, self.cutmix = mixup, cutmix
+    self.crop_average = crop_average
 
   def train_losses(
       self, params: Tree, model_state: Tree, frozen: Tree, batch: Batch, step: jax.Array,
@@ -115,10 +154,7 @@ class Classification:
         train=True, mutable=list(model_state), rngs={"dropout": rng})
     values, metrics = self.losses(logits, frozen, batch, step)
     metrics["top1_error"] = 100.0 * (1.0 - topk_correct(logits, labels, 1))
-    alphas = [a for path, a in jax.tree_util.tree_leaves_with_path(params) if path[-1].key == "alpha"]
-    if alphas:
-      metrics["alpha"] = jnp.mean(jnp.stack([a.mean() for a in alphas]))
-    return values, new_state, metrics
+    return values, new_state, metrics | mean_alpha(params)
 
   def losses(
       self, logits: jax.Array, frozen: Tree, batch: Batch, step: jax.Array

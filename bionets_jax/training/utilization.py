@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from bionets_jax.counting import count_macs
 from bionets_jax.training.setup import Setup
-from bionets_jax.training.tasks import Classification
+from bionets_jax.training.tasks import Task
 
 # Dense multiply-adds as two operations, 10^12 of them a second, from the vendors' data sheets; matrix units
 # with accumulation in float32. The first name that is a word of the device's kind counts. float32 stands for
@@ -57,7 +57,7 @@ class Utilization:
             + ("by the data sheet" if self.source == "data sheet" else "that a matmul reached here"))
 
 
-def step_flops_per_image(task: Classification) -> int:
+def step_flops_per_image(task: Task) -> int:
   """Floating-point operations of a training step for each image, a multiply-add as two.
 
   The backward pass counts as two forward passes: each product has a gradient for either factor. Under WLD the

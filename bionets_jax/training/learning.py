@@ -1,0 +1,133 @@
+"""From a config to what is learned: the network, its losses and the weights that it starts from."""
+
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import optax
+
+from bionets_jax import losses
+from bionets_jax.counting import abstract_variables
+from bionets_jax.data.pipeline import Pipeline
+from bionets_jax.detection.create import create_detector
+from bionets_jax.models import create_model
+from bionets_jax.training import config as config_lib
+from bionets_jax.training.detection_task import Detection
+from bionets_jax.training.start import load_start
+from bionets_jax.training.tasks import Classification, Task, WeakLogitDistillation
+from bionets_jax.training.teacher import check_inheritance, load_teacher
+
+
+class Learned(NamedTuple):
+  """A task and what its model starts from, as `training.setup.Setup` has them."""
+
+  task: Task
+  inherited: Any = {}
+  new_paths: list[str] = []
+  origin: str = ""
+
+
+def make_task(
+    config: ml_collections.ConfigDict, pipeline: Pipeline, backbone: dict[str, Any], total_steps: int
+) -> Learned:
+  """The task of a config, whose values are checked.
+
+  Args:
+    config: of a run.
+    pipeline: its data.
+    backbone: arguments of `create_model` beside the name and the classes.
+    total_steps: where schedules of the task end.
+
+  Raises:
+    ValueError, FileNotFoundError: saying what does not fit.
+  """
+  shared = dict(
+      image_shape=pipeline.image_shape,
+      alpha_schedule=optax.schedules.linear_schedule(0.0, config.alpha_ramp_to, max(total_steps, 1)))
+  make = {"classification": _classification, "wld": _distillation, "detection": _detection}[config.task]
+  return make(config, pipeline, backbone, total_steps, shared)
+
+
+def _classification(config, pipeline, backbone, total, shared) -> Learned:
+  del total
+  model = create_model(config.model.name, pipeline.num_classes, **backbone)
+  mean, std, inherited = config.data.mean, config.data.std, {}
+  if config.model.weights:
+    start = load_start(config.model.weights, model, name=config.model.name, options=model_options(config),
+                       image_shape=pipeline.image_shape)
+    mean, std = mean or start.preprocessing.mean, std or start.preprocessing.std
+    inherited = dict(inherited=start.variables, new_paths=start.new, origin=f"{start.name} in {start.source}")
+  return Learned(Classification(model, mean=mean, std=std, **_of_labels(config), **shared), **inherited)
+
+
+def _distillation(config, pipeline, backbone, total, shared) -> Learned:
+  model = create_model(config.model.name, pipeline.num_classes, **backbone)
+  teacher = load_teacher(
+      config.teacher.weights, student=config.model.name, student_options=model_options(config),
+      model_name=config.teacher.model, num_classes=pipeline.num_classes,
+      image_shape=pipeline.image_shape, dtype=backbone["dtype"])
+  new_paths = check_inheritance(
+      teacher.variables, abstract_variables(model, pipeline.image_shape), (teacher.name, config.model.name))
+  w, pre = config.wld, teacher.preprocessing
+  task = WeakLogitDistillation(
+      model, teacher, mean=config.data.mean or pre.mean, std=config.data.std or pre.std,
+      distill_weight=losses.distill_weight_schedule(
+          total, w.distill_weight_start, w.distill_weight_end, w.distill_weight_shape),
+      temperature=w.temperature, tolerance=w.tolerance, distill=w.distill, hinge=w.hinge,
+      **_of_labels(config), **shared)
+  return Learned(task, teacher.variables, new_paths, f"{teacher.name} in {teacher.source}")
+
+
+def _of_labels(config) -> dict[str, Any]:
+  return dict(label_smoothing=config.label_smoothing, mixup=config.mixup, cutmix=config.cutmix,
+              crop_average=config.crop_average)
+
+
+def _detection(config, pipeline, backbone, total, shared) -> Learned:
+  del total
+  dtype = backbone.pop("dtype")
+  model = create_detector(
+      config.detector.kind, config.model.name, pipeline.num_classes, dtype=dtype, backbone_options=backbone,
+      **config_lib.to_json(config.detector.options))
+  mean, std, inherited = config.data.mean, config.data.std, {}
+  if config.model.weights:
+    headless = create_model(config.model.name, 0, dtype=dtype, **backbone)
+    start = load_start(config.model.weights, headless, name=config.model.name, options=model_options(config),
+                       image_shape=pipeline.image_shape)
+    mean, std = mean or start.preprocessing.mean, std or start.preprocessing.std
+    inherited = dict(
+        inherited={key: {"backbone": value} for key, value in start.variables.items()},
+        new_paths=[f"backbone/{path}" for path in start.new], origin=f"{start.name} in {start.source}")
+  task = Detection(
+      model, mean=mean, std=std, class_names=pipeline.class_names, frozen=config.frozen,
+      train_norm=config.batch_norm != "frozen", difficult=config.data.difficult, **shared)
+  if config.frozen:
+    params = abstract_variables(model, pipeline.image_shape)["params"]
+    if not any(task.stays(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)):
+      raise ValueError(f"config.frozen={config.frozen!r} is found in no parameter's path, such as "
+                       f"{'/'.join(k.key for k in jax.tree_util.tree_leaves_with_path(params)[0][0])}")
+  return Learned(task, **inherited)
+
+
+def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """`config.model.options` as arguments of create_model, JSON-serialisable.
+
+  alpha is text there, so that the command line can make a number of 'learned' and the reverse.
+
+  Raises:
+    ValueError: for what the rest of the config decides.
+  """
+  options = config_lib.to_json(config.model.options)
+  elsewhere = {"num_classes": "the data", "dtype": "config.dtype", "batch_norm_groups": "config.batch_norm",
+               "remat": "config.remat"}
+  for key, place in elsewhere.items():
+    if key in options:
+      raise ValueError(f"config.model.options.{key}: leave it out, {place} decides")
+  if isinstance(options.get("alpha"), str):
+    try:
+      options["alpha"] = float(options["alpha"])
+    except ValueError:
+      pass  # a word: the unit knows it or says what it knows
+  if isinstance(options.get("fp_layers"), int):
+    options["fp_layers"] = str(options["fp_layers"])  # the command line reads 101 as a number
+  return options
