@@ -70,5 +70,6 @@ def _run(argument: str) -> ml_collections.ConfigDict:
   unit = backbone.startswith("ic_")
   config.paper = common.paper(
       "IC networks, Table 5", f"{_NAMES[kind]}, {_NAMES[backbone]}", ap50_voc07=_PAPER[argument], statistic="last",
-      data="voc", epochs=12, batch_size=16, seeds=1, note=None if unit else "published by others")
+      data="voc", train_examples=16_551, eval_examples=4_952, epochs=12, batch_size=16, seeds=1,
+      note=None if unit else "published by others")
   return config

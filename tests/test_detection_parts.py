@@ -14,7 +14,7 @@ from bionets_jax.detection import boxes as box
 from bionets_jax.detection.anchors import Anchors, octaves
 from bionets_jax.detection.losses import absolute, focal
 from bionets_jax.detection.matching import Match, match, sample
-from bionets_jax.detection.nms import nms, nms_by_class, nms_of_labels
+from bionets_jax.detection.nms import nms
 from bionets_jax.detection.roi_align import pyramid_level, roi_align
 
 GOLDEN = np.load(pathlib.Path(__file__).parent / "fixtures" / "detection.npz")
@@ -39,16 +39,16 @@ def test_boxes_without_area():
 
 
 def test_anchors():
-  shapes = ((16, 24), (8, 12), (4, 6), (2, 3), (1, 2))
   sizes = tuple(tuple(float(int(s)) for s in octaves(32.0 * 2**i, 3)) for i in range(5))
-  anchors = Anchors((8, 16, 32, 64, 96), sizes, rounded=True)
-  assert anchors.per_cell == 9
-  made = anchors(shapes)
-  assert [len(level) for level in made] == [9 * h * w for h, w in shapes]
-  np.testing.assert_allclose(np.concatenate(made[:4]), GOLDEN["anchors"][:sum(map(len, made[:4]))], atol=1e-4)
+  # The last level has one row, 128 pixels high, and two columns, 96 wide.
+  anchors = Anchors((8, 16, 32, 64, 128), sizes, rounded=True, fitted=True)
+  assert anchors.per_cell == 9 and anchors.shapes((128, 192)) == ((16, 24), (8, 12), (4, 6), (2, 3), (1, 2))
+  made = anchors((128, 192))
+  assert [len(level) for level in made] == [9 * h * w for h, w in anchors.shapes((128, 192))]
+  np.testing.assert_allclose(np.concatenate(made), GOLDEN["anchors"], atol=1e-4)
   assert Anchors((8, 16), ((1.0,), (2.0,))).shapes((60, 65)) == ((8, 9), (4, 5))
   # Areas and ratios are what was asked for.
-  (free,) = Anchors((10,), ((20.0, 40.0),), (0.5, 2.0))(((1, 1),))
+  (free,) = Anchors((10,), ((20.0, 40.0),), (0.5, 2.0))((10, 10))
   np.testing.assert_allclose(box.area(free), [400, 1600, 400, 1600], rtol=1e-5)
   sides = free[:, 2:] - free[:, :2]
   np.testing.assert_allclose(sides[:, 1] / sides[:, 0], [0.5, 0.5, 2, 2], rtol=1e-5)
@@ -57,7 +57,6 @@ def test_anchors():
 @pytest.mark.parametrize("call,message", [
     (lambda: Anchors((8,), ((1.0,), (2.0,))), "1 strides and sizes for 2 levels"),
     (lambda: Anchors((8, 16), ((1.0,), (2.0, 3.0))), "each level needs as many"),
-    (lambda: Anchors((8,), ((1.0,),))([(2, 2), (1, 1)]), "features of 2 levels for 1 strides"),
     (lambda: match(jnp.ones((1, 2)), jnp.ones(1, bool), high=0.5, low=0.6), "high=0.5 is less than low=0.6"),
     (lambda: match(jnp.ones((1, 2)), jnp.ones(1, bool), high=0.5, low=0.4, rescue="all"), "rescue='all': give"),
 ])
@@ -76,6 +75,15 @@ def test_matching(name):
   found = match(padded, np.arange(23) < 20, high=high, low=low, rescue=rescue)
   index = np.where(found.positive, found.index, np.where(found.negative, -1, -2))
   np.testing.assert_array_equal(index, GOLDEN[f"match/{name}"])
+
+
+def test_boxes_that_are_not_to_be_used():
+  """They are neither, and an object whose best box is one of them is rescued by the next."""
+  overlap = jnp.array([[0.9, 0.45, 0.1, 0.0]])
+  found = match(overlap, jnp.ones(1, bool), high=0.7, low=0.3, rescue="own",
+                usable=jnp.array([False, True, True, False]))
+  np.testing.assert_array_equal(found.positive, [False, True, False, False])
+  np.testing.assert_array_equal(found.negative, [False, False, True, False])
 
 
 def test_rescue_as_mmdetection_has_it():
@@ -111,21 +119,22 @@ def test_suppression():
   np.testing.assert_array_equal(np.asarray(kept.index)[kept.present], GOLDEN["nms/kept"])
   best = nms(B, scores, threshold=0.3, limit=5)
   np.testing.assert_array_equal(best.index, GOLDEN["nms/kept"][:5])
-  apart = nms_of_labels(B, scores, GOLDEN["nms/labels"], threshold=0.5, limit=300)
+  apart = nms(B, scores, GOLDEN["nms/labels"], threshold=0.5, limit=300)
   np.testing.assert_array_equal(np.asarray(apart.index)[apart.present], GOLDEN["nms/by_label"])
   few = nms(B, np.where(np.arange(300) < 2, scores, -np.inf), threshold=0.99, limit=300)
   assert int(few.present.sum()) == 2
 
 
-def test_suppression_by_class():
-  labels, scores = GOLDEN["nms/labels"], GOLDEN["nms/scores"]
-  of_classes = np.where(labels[:, None] == np.arange(3), scores[:, None], -np.inf)
-  boxes, best, classes, present = nms_by_class(B[:, None], of_classes, threshold=0.5, limit=400)
-  want = GOLDEN["nms/by_label"]
-  assert int(present.sum()) == len(want)
-  np.testing.assert_array_equal(np.asarray(boxes)[present], B[want])
-  np.testing.assert_array_equal(np.asarray(best)[present], scores[want])
-  np.testing.assert_array_equal(np.asarray(classes)[present], labels[want])
+def test_suppression_of_the_best():
+  """Looking at fewer boxes changes nothing before they are used up."""
+  scores = GOLDEN["nms/scores"]
+  best = nms(B, scores, threshold=0.3, limit=20, most=60)
+  assert best.present.all()
+  np.testing.assert_array_equal(best.index, GOLDEN["nms/kept"][:20])
+  among = np.argsort(-scores)[:40]
+  few = nms(B, scores, threshold=0.3, limit=40, most=30)  # never fewer than may be kept
+  want = [i for i in GOLDEN["nms/kept"] if i in among]
+  np.testing.assert_array_equal(np.asarray(few.index)[few.present], want)
 
 
 def test_suppression_of_a_chain():

@@ -4,11 +4,14 @@ import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
 from bionets_jax.training.summary import resizing
 from bionets_jax.weights.card import write_card
+from bionets_jax.weights.command_line import main
+from bionets_jax.weights.native import WEIGHT_FILE, load_native, save_native
 from bionets_jax.weights.papers import papers_of
 from bionets_jax.weights.preprocessing import Preprocessing
 from bionets_jax.weights.timm_config import read_config
@@ -164,6 +167,68 @@ def test_a_damaged_run_is_named(tmp_path):
   with pytest.raises(ValueError, match="summary.json is damaged"):
     card(tmp_path / "hub", run=workdir)
   assert not list((tmp_path / "hub").iterdir())
+
+
+DETECTOR = ABOUT | {
+    "task": "detection", "model": "retinanet", "eval_transform": "letterbox(96, 128)", "image_shape": [96, 128, 3],
+    "options": {"backbone": "ic_resnet18", "backbone_options": {"alpha": "1.0"}, "channels": 64}}
+
+
+def detector_in(tmp_path):
+  """The workdir of a run of a detector, with made-up weights."""
+  values = {"step": 9, "ap50_voc07": 61.25, "ap": 33.5, "class/a": 60.0}
+  changes = {"task": "detection", "detector": "retinanet", "model": "ic_resnet18", "data": "voc", "select": "best",
+             "last": values | {"ap50_voc07": 60.0, "step": 12}, "best": values, "paper": {
+                 "table": "IC networks, Table 5", "row": "RetinaNet", "ap50_voc07": 78.2, "statistic": "last",
+                 "epochs": 12}}
+  workdir = run_in(tmp_path, changes, {"task": "detection", "data": {"name": "voc", "eval_split": "2007/test"}})
+  save_native(workdir / WEIGHT_FILE, {"params": {"x": {"kernel": np.ones(3, np.float32)}}}, DETECTOR)
+  return workdir
+
+
+def test_the_card_of_a_detector(tmp_path):
+  data, text, config = card(tmp_path / "hub", DETECTOR, run=detector_in(tmp_path))
+  assert data.pipeline_tag == "object-detection" and data.tags == ["jax", "flax", "ic-network"]
+  # Precisions are as they were measured, and not 100 less an error.
+  assert {(one.metric_name, one.metric_value, one.task_type) for one in data.eval_results} == {
+      ("AP50 %, VOC07", 61.25, "object-detection"), ("AP %, COCO", 33.5, "object-detection")}
+  rows = tables(text)
+  on = "voc, 2007/test, 10,000 images"
+  for row in (["", "measured on", "AP50 %, VOC07", "AP %, COCO"],
+              ["these weights, of step 9, chosen by this AP", on, "61.25", "33.50"],
+              ["the last evaluation, at step 12: other weights", on, "60.00", "33.50"],
+              ["the paper's: IC networks, Table 5, RetinaNet (after the last step)", "", "78.2", ""]):
+    assert row in rows
+  assert "top-1" not in text and "so the APs above cannot be set against the paper's" in text
+  assert text.count("# retinanet with ic_resnet18\n") == 1 and "bionets_jax.detection import Finder, load" in text
+  assert re.findall(r"@misc{(\w+)", text) == ["an2021ic", "he2016deep", "lin2017focal", "lin2017feature"]
+  assert config == {"library_name": "bionets_jax"} | DETECTOR
+
+
+def test_what_the_command_line_does_with_a_detector(tmp_path, capsys):
+  workdir = str(detector_in(tmp_path))
+  assert main(["card", workdir, f"--out={tmp_path}/card"]) == 0
+  assert {path.name for path in (tmp_path / "card").iterdir()} == {WEIGHT_FILE, "README.md", "config.json"}
+  for to, name in (("safetensors", WEIGHT_FILE), ("npz", "weights.npz")):
+    assert main(["export", workdir, f"--to={to}", f"--out={tmp_path}/{to}"]) == 0
+    variables, about = load_native(tmp_path / to / name)
+    assert about == DETECTOR and variables["params"]["x"]["kernel"].tolist() == [1, 1, 1]
+  assert "no model.py: there is none of detectors" in capsys.readouterr().out
+  assert main(["inspect", workdir, "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["options"] == DETECTOR["options"]
+  for arguments, what in (
+      (["export", workdir, "--to=timm"], "`export --to=timm` is"), (["check", workdir], "`check` is"),
+      (["push-to-hub", workdir, "--repo=a/b", "--dry-run"], "`push-to-hub` is"),
+      (["inspect", workdir, "--model=resnet18"], "--model and --model-option are")):
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert f"a detector (retinanet with ic_resnet18); {what} not for detectors. What is: inspect, card" in error
+
+
+def test_a_detectors_file_without_a_backbone_is_damaged(tmp_path, capsys):
+  save_native(tmp_path / WEIGHT_FILE, {"params": {"x": {"kernel": np.ones(3)}}}, DETECTOR | {"options": {}})
+  assert main(["inspect", str(tmp_path)]) == 1
+  assert "damaged weight file (its description has no 'backbone' of type str)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name, options, task, keys", (

@@ -17,12 +17,16 @@ class Anchors:
     sizes: for each level the square roots of the anchors' areas, in pixels.
     ratios: height over width.
     rounded: to whole pixels, as torchvision does and mmdetection does not.
+    fitted: a level's anchors lie as far apart as the image's height (width) has pixels for each row (column) of its
+      features, rounded down, as in torchvision: 61 and not 64 pixels, for 13 rows of an image of 800. If not, a
+      stride apart, as in mmdetection.
   """
 
   strides: tuple[int, ...]
   sizes: tuple[tuple[float, ...], ...]
   ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
   rounded: bool = False
+  fitted: bool = False
 
   def __post_init__(self):
     if len(self.strides) != len(self.sizes):
@@ -35,19 +39,20 @@ class Anchors:
     return len(self.sizes[0]) * len(self.ratios)
 
   def shapes(self, image: Sequence[int]) -> tuple[tuple[int, int], ...]:
-    """(rows, columns) of each level for images of (height, width)."""
+    """(rows, columns) of each level's features for images of (height, width)."""
     return tuple((-(-image[0] // s), -(-image[1] // s)) for s in self.strides)
 
-  def __call__(self, shapes: Sequence[Sequence[int]]) -> list[np.ndarray]:
+  def __call__(self, image: Sequence[int]) -> list[np.ndarray]:
     """For each level float32 (rows * columns * per_cell, 4), computed when it is called and not on the device.
 
     Args:
-      shapes: (rows, columns) of each level's features.
+      image: (height, width) in pixels.
     """
-    if len(shapes) != len(self.strides):
-      raise ValueError(f"Anchors: features of {len(shapes)} levels for {len(self.strides)} strides")
-    return [_grid(shape, stride, self._cell(sizes))
-            for shape, stride, sizes in zip(shapes, self.strides, self.sizes, strict=True)]
+    made = []
+    for shape, stride, sizes in zip(self.shapes(image), self.strides, self.sizes, strict=True):
+      apart = tuple(side // cells for side, cells in zip(image, shape, strict=True)) if self.fitted else (stride,) * 2
+      made.append(_grid(shape, apart, self._cell(sizes)))
+    return made
 
   def _cell(self, sizes: Sequence[float]) -> np.ndarray:
     """Those of one cell, (per_cell, 4), around 0."""
@@ -59,8 +64,8 @@ class Anchors:
     return np.round(cell) if self.rounded else cell
 
 
-def _grid(shape: Sequence[int], stride: int, cell: np.ndarray) -> np.ndarray:
-  y, x = np.mgrid[:shape[0], :shape[1]].reshape(2, -1).astype(np.float32) * stride
+def _grid(shape: Sequence[int], apart: Sequence[int], cell: np.ndarray) -> np.ndarray:
+  y, x = np.mgrid[:shape[0], :shape[1]].reshape(2, -1).astype(np.float32) * np.float32(apart)[:, None]
   return (np.stack([x, y, x, y], axis=1)[:, None] + cell).reshape(-1, 4)
 
 

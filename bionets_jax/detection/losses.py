@@ -1,4 +1,4 @@
-"""Losses of detectors, one value for each prediction; what is summed and divided by what, the detectors say."""
+"""Losses of detectors, one value for each prediction; what is summed, the detectors say."""
 
 import jax
 import jax.numpy as jnp
@@ -26,3 +26,13 @@ def absolute(predicted: jax.Array, wanted: jax.Array, *, beta: float = 0.0) -> j
   """Absolute differences (...), float32; those below `beta` squared over 2 beta, less beta / 2 above ("smooth L1")."""
   off = jnp.abs(predicted.astype(jnp.float32) - wanted)
   return jnp.where(off < beta, off * off / (2 * beta), off - beta / 2) if beta else off
+
+
+def over_batch(sums: jax.Array, numbers: jax.Array) -> jax.Array:
+  """Losses (N,) of images, whose mean is the batch's sum over its number of terms.
+
+  Args:
+    sums: (N,) over each image's terms.
+    numbers: (N,) of the terms; of a batch without any 1.
+  """
+  return sums * len(numbers) / jnp.maximum(numbers.sum(), 1.0)

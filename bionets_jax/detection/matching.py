@@ -20,7 +20,8 @@ class Match(NamedTuple):
 
 
 def match(
-    overlap: jax.Array, present: jax.Array, *, high: float, low: float, rescue: str = "", least: float = 0.0
+    overlap: jax.Array, present: jax.Array, *, high: float, low: float, rescue: str = "", least: float = 0.0,
+    usable: jax.Array | None = None,
 ) -> Match:
   """Assigns boxes to objects by their overlap.
 
@@ -34,6 +35,7 @@ def match(
       less than `high`: '' nothing; 'nearest', they stand for the object that they overlap most (torchvision);
       'own', they stand for that object, the last of several, even if they overlap another more (mmdetection).
     least: an object that overlaps with no box by as much is not rescued (mmdetection's `min_pos_iou`).
+    usable: (N,) bool; the other boxes are neither positive nor negative. None for all.
 
   Raises:
     ValueError: for another `rescue`, or high < low.
@@ -42,7 +44,8 @@ def match(
     raise ValueError(f"rescue={rescue!r}: give '', 'nearest' or 'own'")
   if high < low:
     raise ValueError(f"high={high} is less than low={low}")
-  overlap = jnp.where(present[:, None], overlap, -1.0)
+  usable = jnp.ones(overlap.shape[1], bool) if usable is None else usable
+  overlap = jnp.where(present[:, None] & usable, overlap, -1.0)
   best = overlap.max(axis=0)
   index = overlap.argmax(axis=0).astype(jnp.int32)
   positive = best >= high
@@ -54,15 +57,15 @@ def match(
     if rescue == "own":
       last = overlap.shape[0] - 1 - owns[::-1].argmax(axis=0).astype(jnp.int32)
       index = jnp.where(owns.any(axis=0), last, index)
-  return Match(index, positive, (best < low) & ~positive)
+  return Match(index, positive, usable & (best < low) & ~positive)
 
 
 class Sample(NamedTuple):
-  """Some of N boxes.
+  """Some of N boxes, S of them.
 
-  index: (number,) int32.
-  positive: (number,) bool.
-  present: (number,) bool; there were no more boxes for the others.
+  index: (S,) int32.
+  positive: (S,) bool.
+  present: (S,) bool; there were no more boxes for the others.
   """
 
   index: jax.Array
@@ -76,7 +79,7 @@ def sample(rng: jax.Array, found: Match, number: int, share: float) -> Sample:
   Args:
     rng: a key.
     found: of N boxes.
-    number: of the result, fixed.
+    number: of the result, which is S = min(number, N) long.
     share: 0 to 1, the most positive ones; where there are fewer, negative ones take their place.
   """
   size = found.positive.shape[0]
@@ -89,5 +92,4 @@ def sample(rng: jax.Array, found: Match, number: int, share: float) -> Sample:
   else:
     chosen = jnp.zeros(size, bool)
   value, index = jax.lax.top_k(jnp.where(chosen, 2.0 + drawn, jnp.where(found.negative, drawn, -1.0)), wanted)
-  pad = [(0, number - wanted)]
-  return Sample(jnp.pad(index, pad), jnp.pad(value >= 2, pad), jnp.pad(value >= 0, pad))
+  return Sample(index, value >= 2, value >= 0)

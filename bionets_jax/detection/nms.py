@@ -15,7 +15,10 @@ class Kept(NamedTuple):
   present: jax.Array
 
 
-def nms(boxes: jax.Array, scores: jax.Array, *, threshold: float, limit: int) -> Kept:
+def nms(
+    boxes: jax.Array, scores: jax.Array, labels: jax.Array | None = None, *, threshold: float, limit: int,
+    most: int | None = None,
+) -> Kept:
   """The boxes that overlap by more than `threshold` with no kept box of a higher score.
 
   Whether a box is kept depends on those before it alone, so that repeating that rule for all boxes at once, from any
@@ -25,13 +28,20 @@ def nms(boxes: jax.Array, scores: jax.Array, *, threshold: float, limit: int) ->
   Args:
     boxes: (N, 4).
     scores: (N,); boxes of -inf are not there.
+    labels: (N,) int32; boxes of different labels do not suppress each other. None for all the same.
     threshold: of intersection over union.
     limit: how many are returned.
+    most: how many boxes, the best, are looked at, since time and memory grow with their square; None for all. The
+      result is that for all of them wherever `limit` boxes are found, as those behind decide on none before.
   """
-  order = jnp.argsort(-scores, stable=True)
+  number = min(len(boxes), max(most or len(boxes), limit))
+  order = jnp.argsort(-scores, stable=True)[:number]
   boxes, there = boxes[order], scores[order] > -jnp.inf
   # [i, j]: i, of the higher score, would suppress j.
   over = jnp.triu(iou(boxes, boxes) > threshold, k=1)
+  if labels is not None:
+    labels = labels[order]
+    over &= labels[:, None] == labels
 
   def apply(kept):
     return there & ~(over & kept[:, None]).any(axis=0)
@@ -41,43 +51,7 @@ def nms(boxes: jax.Array, scores: jax.Array, *, threshold: float, limit: int) ->
     return (before != kept).any()
 
   _, kept = jax.lax.while_loop(unsettled, lambda state: (state[1], apply(state[1])), (there, apply(there)))
-  wanted = min(limit, len(order))
+  wanted = min(limit, number)
   first = jnp.argsort(~kept, stable=True)[:wanted]
   pad = [(0, limit - wanted)]
   return Kept(jnp.pad(order[first], pad).astype(jnp.int32), jnp.pad(kept[first], pad))
-
-
-def nms_by_class(
-    boxes: jax.Array, scores: jax.Array, *, threshold: float, limit: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """`nms` within each class, and of all that is kept the best.
-
-  Args:
-    boxes: (N, K, 4) for each class, or (N, 1, 4) for all.
-    scores: (N, K); -inf where there is none.
-    threshold, limit: as in `nms`.
-
-  Returns:
-    boxes (limit, 4), scores (limit,), classes (limit,) int32, present (limit,) bool.
-  """
-  classes = scores.shape[1]
-  boxes = jnp.broadcast_to(boxes, (*scores.shape, 4))
-  kept = jax.vmap(lambda b, s: nms(b, s, threshold=threshold, limit=scores.shape[0]), in_axes=1)(boxes, scores)
-  of = jnp.arange(classes)[:, None]
-  found = jnp.where(kept.present, scores[kept.index, of], -jnp.inf).ravel()
-  wanted = min(limit, found.size)
-  best, at = jax.lax.top_k(found, wanted)
-  index = kept.index.ravel()[at]
-  label = (at // scores.shape[0]).astype(jnp.int32)
-  pad = limit - wanted
-  return (jnp.pad(boxes[index, label], [(0, pad), (0, 0)]), jnp.pad(best, [(0, pad)], constant_values=-jnp.inf),
-          jnp.pad(label, [(0, pad)]), jnp.pad(best > -jnp.inf, [(0, pad)]))
-
-
-def nms_of_labels(
-    boxes: jax.Array, scores: jax.Array, labels: jax.Array, *, threshold: float, limit: int
-) -> Kept:
-  """`nms` among boxes of the same label only: (N, 4), (N,), (N,) int32."""
-  # Far apart, boxes of different labels do not overlap.
-  apart = jnp.where(jnp.isfinite(boxes), boxes, 0.0).max() + 1.0
-  return nms(boxes + (labels * apart)[:, None], scores, threshold=threshold, limit=limit)

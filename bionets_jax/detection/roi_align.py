@@ -58,15 +58,20 @@ def roi_align(
   inside = (at >= -1.0) & (at <= shape[..., None])
   at = jnp.clip(at, 0.0, shape[..., None] - 1.0)
   first = jnp.floor(at).astype(jnp.int32)
-  second = jnp.minimum(first + 1, shape[..., None] - 1)
   share = at - first
-  cells = jnp.concatenate([first, second], axis=-1)  # (R, 2, 2 * size * samples)
-  weight = jnp.concatenate([1 - share, share], axis=-1) * jnp.tile(inside, 2) / samples
-  # Of a grid's cell as a sum over what is gathered: the rows and columns of its own samples.
-  own = jnp.tile(jnp.repeat(jnp.eye(size), samples, axis=1), 2)  # (size, 2 * size * samples)
-  rows, columns = (own[None] * weight[:, axis, None] for axis in (0, 1))
+  # Of each sample the two cells around it, (R, 2, size, 2 * samples), and their weights.
+  cells = jnp.stack([first, jnp.minimum(first + 1, shape[..., None] - 1)], axis=-1)
+  weight = jnp.stack([1 - share, share], axis=-1) * inside[..., None] / samples
+  (rows, columns), (row_weight, column_weight) = (
+      jnp.moveaxis(x.reshape(len(boxes), 2, size, 2 * samples), 1, 0) for x in (cells, weight.astype(dtype)))
+  columns = columns.reshape(len(boxes), -1) + start[:, None]
 
-  index = start[:, None, None] + cells[:, 0, :, None] * shape[:, 1, None, None] + cells[:, 1, None, :]
-  found = flat[index]  # (R, rows, columns, C)
-  return jnp.einsum("rpy,ryxc,rqx->rpqc", rows.astype(dtype), found, columns.astype(dtype),
-                    preferred_element_type=wide).astype(dtype)
+  def grid_row(part):
+    rows, weight = part  # (R, 2 * samples)
+    found = flat[(rows * shape[:, 1:])[:, :, None] + columns[:, None]]
+    found = found.reshape(*found.shape[:2], size, 2 * samples, -1)
+    return jnp.einsum("ry,ryqxc,rqx->rqc", weight, found, column_weight, preferred_element_type=wide).astype(dtype)
+
+  # What is gathered is `4 * samples ** 2` times the result: of one row of the grid after the other, to save memory.
+  made = jax.lax.map(grid_row, (jnp.moveaxis(rows, 1, 0), jnp.moveaxis(row_weight, 1, 0)))
+  return jnp.moveaxis(made, 0, 1)

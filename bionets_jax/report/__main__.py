@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   tables.set_defaults(run=_paper_tables)
 
   results = commands.add_parser(
-      "results", help="the errors of finished runs beside the papers'",
+      "results", help="the errors, of detectors the average precisions, of finished runs beside the papers'",
       description="A row for each experiment, its seeds together, beside the number that its config gives "
                   "from the paper. A file caveat.txt in a folder says what a reader must know of the runs in "
                   "it: it becomes a note, and no difference to the paper is taken. Status 1 if there is no "

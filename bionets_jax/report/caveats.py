@@ -22,7 +22,8 @@ def departures(experiment: "Experiment") -> list[str]:
   paper, summary = experiment.paper, experiment.first
   out = []
   if experiment.data.startswith("generated/"):
-    out.append("made-up images, not " + experiment.data.removeprefix("generated/"))
+    form_of = experiment.data.removeprefix("generated/")
+    out.append("made-up images" + (f", not {form_of}" if form_of != "shapes" else ""))
   elif paper.get("data", experiment.data) != experiment.data:
     out.append(f"data {experiment.data}; the paper has {paper['data']}")
   for key, digits in (("epochs", 0.01), ("batch_size", 0)):
@@ -30,7 +31,7 @@ def departures(experiment: "Experiment") -> list[str]:
     if is_number(ours) and is_number(theirs) and abs(ours - theirs) > digits:
       out.append(f"{key.replace('_', ' ')} {ours:g}; the paper has {theirs:g}")
   out += _examples(experiment)
-  if paper.get("top1_error") is not None and not is_number(paper.get("epochs")):
+  if paper.get(experiment.metric.key) is not None and not is_number(paper.get("epochs")):
     out.append("the config does not say how long the paper trained (paper.epochs)")
   for run in experiment.runs:
     out += [text for text in run.caveats if text not in out]
@@ -68,12 +69,12 @@ def remarks(experiment: "Experiment") -> list[str]:
   out = []
   if waiting := len(experiment.unfinished):
     out.append(f"{waiting} of {waiting + len(runs)} seeds not finished and not in the mean")
-  if paper.get("top1_error") is not None:
+  if paper.get(experiment.metric.key) is not None:
     if is_number(seeds := paper.get("seeds")) and len(runs) < seeds:
       out.append(f"{_count(len(runs), 'seed')}; the paper has {seeds}")
     if paper.get("statistic") != experiment.statistic:
-      out.append("the config does not say which error the paper reports (paper.statistic); taken here: "
-                 f"{experiment.statistic}")
+      out.append(f"the config does not say which {experiment.metric.noun} the paper reports (paper.statistic); "
+                 f"taken here: {experiment.statistic}")
     elif experiment.spread(experiment.statistic) is None:
       out.append(f"the paper reports {paper['statistic']!r}, which these runs do not have")
   if paper.get("note"):

@@ -1,4 +1,4 @@
-"""The figures of the results: error against parameters, and training curves."""
+"""The figures of the results: error or average precision against parameters, and training curves."""
 
 import os
 import re
@@ -11,21 +11,21 @@ from bionets_jax.report import curves
 from bionets_jax.report.curves import COLOURS, STYLES
 from bionets_jax.report.ledger import Experiment
 from bionets_jax.report.scatter import Point, scatter
+from bionets_jax.weights.run_metric import Metric
 
 _CURVES = 6  # networks that one figure of curves holds
 _MARKERS = {"20": "o", "32": "D", "44": "s"}  # as in FP-nets' Figure 3
-_ERRORS = {"best": "lowest top-1 error (%)", "last": "last top-1 error (%)",
-           "test": "top-1 error on the test split (%)"}
 BLUE, RED = COLOURS[0], COLOURS[1]
 
 
 def draw_all(experiments: Sequence[Experiment], folder: str) -> list[str]:
   """Draws every figure that the experiments have numbers for, as PNG and as PDF.
 
-  - parameters-DATA: error against parameters, all experiments on a data set.
+  - parameters-DATA: error, of detectors average precision, against parameters, all experiments on a data set.
   - fp-nets-figure-2, fp-nets-figure-3: the same for the networks of FP-nets' Figures 2 and 3, in their
     form, as soon as there is an FP-ResNet of that figure.
-  - curves-DATA-NETWORK: training and held-out error against epochs, of a network and those made of it.
+  - curves-DATA-NETWORK: training and held-out error against epochs, of a network and those made of it; of
+    detectors the average precision of those with this backbone.
 
   Args:
     experiments: see `ledger.collect`.
@@ -35,20 +35,21 @@ def draw_all(experiments: Sequence[Experiment], folder: str) -> list[str]:
     The paths of the files.
   """
   figures: dict[str, Figure] = {}
-  by_data: dict[str, list[Experiment]] = {}
+  by_data: dict[tuple[str, Metric], list[Experiment]] = {}
   for e in experiments:
-    by_data.setdefault(e.data, []).append(e)
-  for data, group in by_data.items():
+    by_data.setdefault((e.data, e.metric), []).append(e)
+  for (data, metric), group in by_data.items():
     shared = {e.statistic for e in group}
     statistic = shared.pop() if len(shared) == 1 else "last"
     figures[f"parameters-{data}"] = scatter(
-        [_point(e, statistic, e.name, **_unit(e)) for e in group], title=data, ylabel=_ERRORS[statistic])
+        [_point(e, statistic, e.name, **_unit(e)) for e in group], title=data,
+        ylabel=_axis(metric, statistic))
     suffix = "" if data == "cifar10" else f"-{data}"
     for number in (2, 3):
       points = [point for e in group if (point := _of_figure(number, e))]
       if any(point.group == "FP-ResNet" for point in points):
         figures[f"fp-nets-figure-{number}{suffix}"] = scatter(
-            points, title=f"FP-nets, Figure {number}: {data}", ylabel=_ERRORS["best"])
+            points, title=f"FP-nets, Figure {number}: {data}", ylabel=_axis(metric, "best"))
     families: dict[str, list[Experiment]] = {}
     for e in group:
       families.setdefault(_base(e), []).append(e)
@@ -62,6 +63,12 @@ def draw_all(experiments: Sequence[Experiment], folder: str) -> list[str]:
     curves.save(figure, *files)
     paths += files
   return paths
+
+
+def _axis(metric: Metric, statistic: str) -> str:
+  if statistic == "test":
+    return f"{metric.name} on the test split (%)"
+  return f"{metric.extreme if statistic == 'best' else statistic} {metric.name} (%)"
 
 
 def _base(e: Experiment) -> str:
@@ -80,10 +87,10 @@ def _unit(e: Experiment) -> dict[str, str]:
 
 
 def _point(e: Experiment, statistic: str, label: str, **style: str) -> Point:
-  published = e.paper.get("top1_error")
+  published = e.paper.get(e.metric.key)
   same = published is not None and not e.departures and e.statistic == statistic
   return Point(e.first["parameters"], e.spread(statistic), label, other=bool(e.departures or not e.paper),
-               published=(published, e.paper.get("top1_error_std")) if same else None, **style)
+               published=(published, e.paper.get(f"{e.metric.key}_std")) if same else None, **style)
 
 
 def _of_figure(number: int, e: Experiment) -> Point | None:
@@ -105,20 +112,24 @@ def _of_figure(number: int, e: Experiment) -> Point | None:
 def training_curves(experiments: Sequence[Experiment]) -> Figure | None:
   """Error on held-out images (full lines) and on training images (thin, broken) against epochs.
 
-  One colour a network, means over the seeds, bands from the lowest to the highest. None if no run has
-  its metrics.jsonl any more.
+  One colour a network, means over the seeds, bands from the lowest to the highest. Of detectors the average
+  precision, which is not measured on training images. None if no run has its metrics.jsonl any more.
+
+  Args:
+    experiments: of one metric.
   """
+  metric = experiments[0].metric
   figure = Figure(figsize=(3.4, 2.9), layout="constrained")
   axes = figure.subplots()
   late, last = [], 0.0
   for i, e in enumerate(experiments):
     workdirs, colour = [run.workdir for run in e.runs], COLOURS[i % len(COLOURS)]
-    found = curves.read_curve(workdirs, curves.ERROR)
+    found = curves.read_curve(workdirs, f"eval/{metric.key}")
     if found is None:
       continue
     n = f" ({len(workdirs)} seeds)" if len(workdirs) > 1 else ""
     curves.draw(axes, found, color=colour, marked=True, linewidth=1.3, label=f"{e.name}{n}")
-    train = curves.read_curve(workdirs, curves.TRAIN_ERROR)
+    train = None if metric.larger else curves.read_curve(workdirs, curves.TRAIN_ERROR)
     curves.draw(axes, train, color=colour, linewidth=0.7, linestyle=STYLES[1])
     for curve in (found, train):
       if curve is not None and len(curve.epochs):
@@ -127,10 +138,12 @@ def training_curves(experiments: Sequence[Experiment]) -> Figure | None:
         last = max(last, curve.epochs[-1])
   if not late:
     return None
-  axes.set(xlabel="epoch", ylabel="top-1 error (%)", xlim=(0, last), ylim=(0, 1.05 * max(late) or 1))
+  axes.set(xlabel="epoch", ylabel=f"{metric.name} (%)", xlim=(0, last),
+           ylim=(0, 100 if metric.larger else 1.05 * max(late) or 1))
   curves.plain(axes)
   axes.plot([], [], color="0.4", linewidth=1.3, label="held-out images")
-  axes.plot([], [], color="0.4", linewidth=0.7, linestyle=STYLES[1], label="training images")
+  if not metric.larger:
+    axes.plot([], [], color="0.4", linewidth=0.7, linestyle=STYLES[1], label="training images")
   _small(axes)
   figure.legend(loc="outside upper center", ncols=2, fontsize=6.5, frameon=False, handlelength=2)
   if any(len(e.runs) > 1 for e in experiments):

@@ -12,8 +12,9 @@ from bionets_jax.report import caveats
 from bionets_jax.report.workdirs import Run, find, is_number
 from bionets_jax.training.config import identity
 from bionets_jax.training.spread import Spread
+from bionets_jax.weights.run_metric import OF_CLASS, Metric, metric_of
 
-STATISTICS = {"best": "lowest", "last": "last", "test": "test"}
+STATISTICS = ("best", "last", "test")
 
 
 class What(NamedTuple):
@@ -56,15 +57,35 @@ class Experiment:
     return self.first.get("data", "")
 
   @property
+  def metric(self) -> Metric:
+    """By which number these runs are compared."""
+    return metric_of(self.first)
+
+  @property
   def statistic(self) -> str:
     """Which of ours stands beside the paper's number: 'best', 'last' or 'test'."""
     named = self.paper.get("statistic")
     return named if named in STATISTICS else "test" if "test" in self.first else "last"
 
-  def spread(self, statistic: str, metric: str = "top1_error") -> Spread | None:
-    """Of a metric, in the paper's units (errors in per cent); None unless all runs have it, and finite."""
-    values = [run.summary.get(statistic, {}).get(metric) for run in self.runs]
+  def word(self, statistic: str) -> str:
+    """'lowest' or 'highest' for 'best'."""
+    return self.metric.extreme if statistic == "best" else statistic
+
+  def spread(self, statistic: str, metric: str = "") -> Spread | None:
+    """Of a metric, in per cent where the paper has that; None unless all runs have it, and finite.
+
+    Args:
+      statistic: one of `STATISTICS`.
+      metric: its key in the summaries; '' for the one that the runs are compared by.
+    """
+    values = [run.summary.get(statistic, {}).get(metric or self.metric.key) for run in self.runs]
     return Spread.of(values) if all(map(is_number, values)) else None
+
+  def of_classes(self) -> dict[str, Spread | None]:
+    """Of a detector class -> its AP, of the statistic that is compared; as `spread`. {} for classifiers."""
+    keys = dict.fromkeys(key for run in self.runs for key in run.summary.get(self.statistic, {})
+                         if key.startswith(OF_CLASS))
+    return {key.removeprefix(OF_CLASS): self.spread(self.statistic, key) for key in keys}
 
   def crops(self, metric: str = "top1_error") -> Spread | None:
     """The same of the averages over ten crops, once every run has been evaluated so."""
@@ -72,8 +93,8 @@ class Experiment:
     return Spread.of(values) if all(map(is_number, values)) else None
 
   def difference(self) -> float | None:
-    """Ours minus the paper's top-1 error, in points; None where the two do not compare."""
-    ours, theirs = self.spread(self.statistic), self.paper.get("top1_error")
+    """Ours minus the paper's number, in points; None where the two do not compare."""
+    ours, theirs = self.spread(self.statistic), self.paper.get(self.metric.key)
     return None if ours is None or theirs is None or self.departures else ours.mean - theirs
 
   @property

@@ -12,14 +12,20 @@ from bionets_jax.report.table import aligned
 from bionets_jax.report.workdirs import Run, is_number
 from bionets_jax.training.clock import readable
 from bionets_jax.training.spread import Spread
+from bionets_jax.weights.run_metric import AP50_VOC07, TOP1_ERROR, Metric, network_of
 
-READING = (
-    "Errors in per cent: mean ± sample standard deviation (number of seeds). 'last' is after the last step; "
-    "'lowest' the lowest over the epochs, chosen on the images that it is measured on; 'test' of a split "
+_READING = (
+    "{what}: mean ± sample standard deviation (number of seeds). 'last' is after the last step; "
+    "'{extreme}' the {extreme} over the epochs, chosen on the images that it is measured on; 'test' of a split "
     "that was looked at once. 'ours' is the one of them that the paper reports, as 'compared' says. Hours "
     "are those of training, for one run.")
+_WHAT = {
+    TOP1_ERROR: "Errors in per cent",
+    AP50_VOC07: "AP50 by VOC2007's rule (overlap of 0.5, mean precision at 11 recalls) and COCO's AP, in per "
+                "cent, the larger the better",
+}
 _ALWAYS_TOP5 = 100  # classes; with fewer, top-5 errors are shown only where a paper gives them
-_LEFT = {"experiment", "paper's row", "compared", "data", "device", "commit"}
+_LEFT = {"experiment", "network", "paper's row", "compared", "data", "device", "commit", "class"}
 
 
 class Table(NamedTuple):
@@ -31,11 +37,15 @@ class Table(NamedTuple):
 
 
 def make_table(experiments: Sequence[Experiment]) -> Table:
-  """One row an experiment; columns that no row fills are left out, but for those of errors."""
+  """One row an experiment; columns that no row fills are left out, but for those of errors.
+
+  Args:
+    experiments: of one metric.
+  """
   notes: dict[str, str] = {}  # text -> sign
   columns: dict[str, list[str]] = {}
   for e in experiments:
-    prefix = "not compared with the paper: " if "top1_error" in e.paper else ""
+    prefix = "not compared with the paper: " if e.metric.key in e.paper else ""
     signs = [notes.setdefault(text, _sign(len(notes)))
              for text in [prefix + text for text in e.departures] + e.remarks]
     for name, cell in _cells(e).items():
@@ -48,18 +58,20 @@ def make_table(experiments: Sequence[Experiment]) -> Table:
 
 
 def _cells(e: Experiment) -> dict[str, str]:
-  paper, summary = e.paper, e.first
+  paper, summary, key = e.paper, e.first, e.metric.key
+  detector = e.metric is AP50_VOC07
   classes = (summary.get("inputs") or {}).get("classes")
   top5 = "top5_error" in paper or (is_number(classes) and classes >= _ALWAYS_TOP5)
   difference = e.difference()
   return {
-      "experiment": e.name,
+      "experiment": e.name, "network": network_of(summary) if detector else "",
       "paper's row": ", ".join(str(paper[k]) for k in ("table", "row") if paper.get(k)),
-      "paper": _paper(paper, "top1_error"),
-      "compared": STATISTICS[e.statistic] if "top1_error" in paper else "",
-      "ours": _show(e.spread(e.statistic)) if "top1_error" in paper else "",
+      "paper": _paper(paper, key),
+      "compared": e.word(e.statistic) if key in paper else "",
+      "ours": _show(e.spread(e.statistic)) if key in paper else "",
       "difference": "" if difference is None else f"{difference:+.2f}",
-      "lowest": _show(e.spread("best")), "last": _show(e.spread("last")), "test": _show(e.spread("test")),
+      **{e.word(statistic): _show(e.spread(statistic)) for statistic in STATISTICS},
+      e.metric.beside_heading: _show(e.spread(e.statistic, e.metric.beside)) if detector else "",
       "top-5, paper": _paper(paper, "top5_error"),
       "top-5": _show(e.spread(e.statistic, "top5_error")) if top5 else "",
       "10-crop, paper": _paper(paper, "top1_error_10crop"), "10-crop": _show(e.crops()),
@@ -72,13 +84,16 @@ def _cells(e: Experiment) -> dict[str, str]:
 
 
 def as_text(ledger: Ledger, now: float | None = None) -> str:
-  """The table with its notes, what else was evaluated, and what has not finished."""
+  """The tables with their notes, what else was evaluated, and what has not finished."""
+  def lines_of(header, rows):
+    lines = aligned([header, *rows], [i for i, h in enumerate(header) if h in _LEFT])
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
   parts = []
-  if ledger.experiments:
-    table = make_table(ledger.experiments)
-    lines = aligned([table.header, *table.rows], [i for i, h in enumerate(table.header) if h in _LEFT])
-    parts += ["\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]]),
-              "\n".join([READING, *(f"[{sign}] {note}" for sign, note in table.notes.items())])]
+  for title, metric, experiments in _groups(ledger.experiments):
+    table = make_table(experiments)
+    parts += ["\n".join([title] * bool(title) + lines_of(table.header, table.rows)),
+              "\n".join([_reading(metric), *(f"[{sign}] {note}" for sign, note in table.notes.items())])]
+    parts += ["\n".join([heading, *lines_of(*rows)]) for heading, *rows in _classes(experiments)]
   if others := _evaluations(ledger.experiments):
     parts.append("\n".join(["Evaluations", *aligned(others, left=range(5))]))
   if ledger.unfinished:
@@ -92,10 +107,12 @@ def as_markdown(ledger: Ledger, now: float | None = None) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (
         header, ["---" if h in left else "---:" for h in header], *rows))
   parts = []
-  if ledger.experiments:
-    cells = make_table(ledger.experiments)
-    parts += [table(cells.header, cells.rows, _LEFT), READING]
+  for title, metric, experiments in _groups(ledger.experiments):
+    cells = make_table(experiments)
+    parts += [title] * bool(title) + [table(cells.header, cells.rows, _LEFT), _reading(metric)]
     parts += ["\n".join(f"- [{sign}] {note}" for sign, note in cells.notes.items())] * bool(cells.notes)
+    for heading, header, rows in _classes(experiments):
+      parts += [heading, table(header, rows, _LEFT)]
   if others := _evaluations(ledger.experiments):
     parts.append(table(others[0], others[1:], others[0][:5]))
   if ledger.unfinished:
@@ -119,12 +136,15 @@ def _experiment_json(e: Experiment) -> dict[str, Any]:
   def spreads(statistic):
     metrics = dict.fromkeys(k for run in e.runs for k in run.summary.get(statistic, {}) if k != "step")
     return {m: s._asdict() for m in metrics if (s := e.spread(statistic, m))} or None
+  detector = e.metric is AP50_VOC07
   crops = {m: s._asdict() for m in ("top1_error", "top5_error") if (s := e.crops(m))}
   keys = ("model", "task", "data", "parameters", "macs", "epochs", "steps", "batch_size")
   of_run = ("last", "best", "test", "train_seconds", "total_seconds", "devices", "dtype", "commit",
             "versions", "inputs")
   return {
-      "name": e.name, **{k: e.first.get(k) for k in keys}, "paper": e.paper, "statistic": e.statistic,
+      "name": e.name, **{k: e.first.get(k) for k in keys},
+      **({"detector": e.first.get("detector"), "compared_by": e.metric.key} if detector else {}),
+      "paper": e.paper, "statistic": e.statistic,
       "difference": e.difference(), "departures": e.departures, "remarks": e.remarks,
       **{statistic: spreads(statistic) for statistic in STATISTICS}, "ten_crop": crops or None,
       "runs": [{"workdir": run.workdir, "seed": run.seed,
@@ -164,6 +184,33 @@ def run(
     for path in draw_all(ledger.experiments, figures):
       print(f"wrote {path}", file=sys.stderr)
   return 0
+
+
+def _groups(experiments: Iterable[Experiment]) -> list[tuple[str, Metric, list[Experiment]]]:
+  """(title, metric, the experiments that are compared by it); errors that stand alone need no title."""
+  groups: dict[Metric, list[Experiment]] = {}
+  for e in experiments:
+    groups.setdefault(e.metric, []).append(e)
+  return [("" if list(groups) == [TOP1_ERROR] else f"{metric.runs}: {metric.heading}", metric, group)
+          for metric, group in groups.items()]
+
+
+def _reading(metric: Metric) -> str:
+  return _READING.format(what=_WHAT[metric], extreme=metric.extreme)
+
+
+def _classes(experiments: Iterable[Experiment]) -> list[tuple[str, list[str], list[list[str]]]]:
+  """(title, header, rows) of the APs of each class, for each data set and statistic."""
+  groups: dict[str, list[tuple[str, dict[str, Spread | None]]]] = {}
+  for e in experiments:
+    if found := e.of_classes():
+      title = f"{e.metric.heading}, of each class of {e.data} ({e.word(e.statistic)})"
+      groups.setdefault(title, []).append((e.name, found))
+  return [
+      (title, ["class", *(name for name, _ in group)],
+       [[c, *(_show(found.get(c)) or "-" for _, found in group)]
+        for c in dict.fromkeys(c for _, found in group for c in found)])
+      for title, group in groups.items()]
 
 
 def _evaluations(experiments: Iterable[Experiment]) -> list[list[str]]:

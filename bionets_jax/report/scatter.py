@@ -1,4 +1,4 @@
-"""Error against parameters, with deviations, published numbers and labels that do not lie on each other."""
+"""Error or average precision against parameters, with deviations, published numbers and labels apart."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,16 +23,16 @@ class Point(NamedTuple):
 
   Attributes:
     parameters: their number.
-    error: ours, in per cent.
+    value: ours, in per cent.
     label: beside the point.
     group: in the legend; what has the same one has the same colour.
     colour, marker: as in matplotlib.
-    published: (error, its deviation or None) as printed, if it is the same statistic of the same setting.
+    published: (value, its deviation or None) as printed, if it is the same statistic of the same setting.
     other: whether ours is of a setting that no paper has.
   """
 
   parameters: int
-  error: Spread
+  value: Spread
   label: str
   group: str = ""
   colour: str = COLOURS[0]
@@ -47,7 +47,7 @@ def scatter(points: Sequence[Point], *, title: str, ylabel: str) -> Figure:
   Args:
     points: at least one.
     title: above it.
-    ylabel: what the errors are.
+    ylabel: what the values are.
   """
   figure = Figure(figsize=(3.4, 3.0) if len(points) <= _COLUMN else (7.0, 4.2), layout="constrained")
   axes = figure.subplots()
@@ -56,7 +56,7 @@ def scatter(points: Sequence[Point], *, title: str, ylabel: str) -> Figure:
   style = dict(linestyle="none", capsize=2, elinewidth=0.8, capthick=0.8, markersize=4.5)
   for p in points:
     x, (published, deviation) = p.parameters / unit, p.published or (None, None)
-    axes.errorbar(x, p.error.mean, yerr=p.error.std or None, color=p.colour, marker=p.marker, **style)
+    axes.errorbar(x, p.value.mean, yerr=p.value.std or None, color=p.colour, marker=p.marker, **style)
     if published is not None:
       axes.update_datalim([(x, published - (deviation or 0)), (x, published + (deviation or 0))])
   if most > 20 * min(p.parameters for p in points):
@@ -88,7 +88,7 @@ def _marks(axes: Axes, p: Point, unit: float, style: dict) -> list[Bbox]:
   """Draws the published number a little beside ours; returns where the two lie, in pixels."""
   scale = axes.figure.dpi / 72
   out = []
-  for i, (value, std) in enumerate(((p.error.mean, p.error.std), p.published or (None, None))):
+  for i, (value, std) in enumerate(((p.value.mean, p.value.std), p.published or (None, None))):
     if value is None:
       continue
     x, y = axes.transData.transform((p.parameters / unit, value))
@@ -103,7 +103,7 @@ def _marks(axes: Axes, p: Point, unit: float, style: dict) -> list[Bbox]:
 
 
 def _reading(points: Sequence[Point]) -> str:
-  counts = sorted({p.error.n for p in points})
+  counts = sorted({p.value.n for p in points})
   runs = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
   text = "single runs" if counts == [1] else f"means ± sample deviation of {runs} runs"
   return text + ("; * not the setting of a paper" if any(p.other for p in points) else "")
@@ -121,7 +121,7 @@ def _place_labels(axes: Axes, points: Sequence[Point], unit: float, marks: Seque
   scale = axes.figure.dpi / 72
   taken = [box for boxes in marks for box in boxes]
   for p, own in zip(points, marks, strict=True):
-    at, label = (p.parameters / unit, p.error.mean), p.label + "*" * p.other
+    at, label = (p.parameters / unit, p.value.mean), p.label + "*" * p.other
     here = axes.transData.transform(at)
     others = [box for box in taken if box not in own]
     style = dict(textcoords="offset points", fontsize=6.5, color=p.colour)

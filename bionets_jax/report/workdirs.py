@@ -16,6 +16,7 @@ from typing import Any
 from bionets_jax.training.config import duration_in_steps
 from bionets_jax.training.writer import read_metrics
 from bionets_jax.weights.run_facts import read_caveats
+from bionets_jax.weights.run_metric import metric_of
 
 _SEED = re.compile(r"seed_(\d+)")
 # Hold nothing that a run says of itself, and checkpoints hold thousands of files.
@@ -152,16 +153,17 @@ def _problem(summary: Any) -> str:
   """What keeps a JSON value from being the summary of a run; '' if nothing does."""
   if not isinstance(summary, dict) or "model" not in summary or "last" not in summary:
     return "not the summary of a run"
+  key = metric_of(summary).key
   for part in ("last", "best", "test"):
     if part != "test" or part in summary:
       values = summary.get(part)
-      error = values.get("top1_error") if isinstance(values, dict) else None
-      if not is_number(error):
-        return f"{part}.top1_error is {error!r}, not a number"
+      value = values.get(key) if isinstance(values, dict) else None
+      if not is_number(value):
+        return f"{part}.{key} is {value!r}, not a number"
   for key in ("parameters", "macs", "epochs"):
     if not is_number(summary.get(key)):
       return f"{key} is {summary.get(key)!r}, not a number"
-  texts = dict.fromkeys(("model", "data", "devices", "dtype", "commit"), (str, "a text"))
+  texts = dict.fromkeys(("model", "detector", "data", "devices", "dtype", "commit"), (str, "a text"))
   objects = dict.fromkeys(("paper", "inputs"), (dict, "an object"))
   kinds = texts | objects | {"seed": (int, "a whole number")}
   for key, (kind, what) in kinds.items():

@@ -13,13 +13,12 @@ from typing import Any
 from bionets_jax.training.first_fault import find_first_fault
 from bionets_jax.training.state import GIVEN_UP
 from bionets_jax.training.writer import read_metrics
+from bionets_jax.weights.run_metric import AP50_VOC07, TOP1_ERROR
 from bionets_jax.weights.whole import write_whole
 
 # config.nonfinite -> the number of such steps in a row after which a run ends.
 GIVE_UP = {"stop": 1, "skip": 20}
 FILE = "nonfinite.jsonl"
-# By which detectors are compared: the average precision that VOC2007 asks for.
-PRECISION = "ap50_voc07"
 _SHOWN = 8
 
 
@@ -101,7 +100,7 @@ def error_of(values: Mapping[str, float]) -> float:
   """
   if not all(map(math.isfinite, values.values())):
     return math.inf
-  return values["top1_error"] if "top1_error" in values else 100.0 - values.get(PRECISION, 0.0)
+  return values[TOP1_ERROR.key] if TOP1_ERROR.key in values else 100.0 - values.get(AP50_VOC07.key, 0.0)
 
 
 def is_better(values: Mapping[str, float], best: Mapping[str, float]) -> bool:

@@ -19,12 +19,12 @@ from bionets_jax.training.checkpoint_record import FILES
 from bionets_jax.training.clock import Clock
 from bionets_jax.training.devices import describe_devices
 from bionets_jax.training.learning import model_options
-from bionets_jax.training.nonfinite import PRECISION
 from bionets_jax.training.setup import Setup
 from bionets_jax.training.spread import Spread
 from bionets_jax.training.state import TrainState
 from bionets_jax.weights.native import WEIGHT_FILE
 from bionets_jax.weights.run_facts import read_json
+from bionets_jax.weights.run_metric import metric_of, network_of
 from bionets_jax.weights.whole import write_whole
 
 
@@ -184,16 +184,13 @@ def resizing(transform: str, side: int) -> dict[str, Any]:
 def result_line(summary: dict[str, Any]) -> str:
   """The outcome of a run in a line, beside the paper's where there is one."""
   last, best, test = summary["last"], summary["best"], summary.get("test")
-  key, what, extreme = "top1_error", "top-1 error", "lowest"
-  name = summary["model"]
-  if summary["task"] == "detection":
-    key, what, extreme = PRECISION, "AP50 (VOC07)", "highest"
-    name = f"{summary['detector']} with {name}"
-  paper = summary["paper"].get(key)
+  metric = metric_of(summary)
+  paper = summary["paper"].get(metric.key)
   def percent(values):
-    return f"{values.get(key, 0.0) if extreme == 'highest' else values[key]:.2f} %"
-  return (f"{name}, {what} {percent(last)} at step {last['step']} "
-          f"({extreme} {percent(best)} at step {best['step']}"
+    # Without an object that counts there is no average precision.
+    return f"{values.get(metric.key, 0.0) if metric.larger else values[metric.key]:.2f} %"
+  return (f"{network_of(summary)}, {metric.name} {percent(last)} at step {last['step']} "
+          f"({metric.extreme} {percent(best)} at step {best['step']}"
           + (f"; {percent(test)} on the test set with the weights of step {test['step']}" if test else "")
           + (f"; the paper has {paper} %)" if paper else ")"))
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bionets_jax.weights import markdown, timm_config
+from bionets_jax.weights.detectors import backbone_of, is_detector
 from bionets_jax.weights.native import WEIGHT_FILE
 from bionets_jax.weights.papers import papers_of
 from bionets_jax.weights.preprocessing import Preprocessing
@@ -66,6 +67,8 @@ def write_card(
 
 def _config(about: Mapping[str, Any]) -> dict[str, Any]:
   fields = ("model", "options", "num_classes", "class_names", "image_shape", "preprocessing")
+  if is_detector(about):  # timm has none
+    return {"library_name": LIBRARY, **{key: about[key] for key in ("task", *fields, "eval_transform") if key in about}}
   preprocessing = Preprocessing(**about["preprocessing"])
   return {
       "library_name": LIBRARY, **{key: about[key] for key in fields},
@@ -74,10 +77,12 @@ def _config(about: Mapping[str, Any]) -> dict[str, Any]:
           about["image_shape"][-1])}
 
 
-def _sizes(about: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[int, int]:
-  """Parameters, and multiply-adds of an image."""
+def _sizes(about: Mapping[str, Any], summary: Mapping[str, Any]) -> tuple[int | None, int | None]:
+  """Parameters, and multiply-adds of an image; of a detector None where its run does not say."""
   if isinstance(summary.get("parameters"), int) and isinstance(summary.get("macs"), int):
     return summary["parameters"], summary["macs"]
+  if is_detector(about):
+    return None, None
   # Late: these need JAX, and a run has counted already.
   from bionets_jax.counting import measure
   from bionets_jax.models import create_model
@@ -91,9 +96,11 @@ def _metadata(about: Mapping[str, Any], facts: Run, repo: str, files: set[str]) 
   """The YAML header."""
   from huggingface_hub import EvalResult, ModelCardData
 
-  name = about["model"]
+  name, metric = about["model"], facts.metric
+  task = "object-detection" if is_detector(about) else "image-classification"
   tags = ["jax", "flax"] + ["pytorch"] * ("model.py" in files)
-  tags += [kind.lower().replace(" ", "-") for prefix, (kind, _) in _KINDS.items() if name.startswith(prefix)]
+  tags += [kind.lower().replace(" ", "-") for prefix, (kind, _) in _KINDS.items()
+           if backbone_of(about)[0].startswith(prefix)]
   # Of a copy that differs from the published set nothing may stand under the published one's name.
   known = {} if facts.caveats else _DATA
   seed = facts.summary.get("seed")
@@ -102,48 +109,57 @@ def _metadata(about: Mapping[str, Any], facts: Run, repo: str, files: set[str]) 
     hub, title = known.get(measured.data, (measured.data, measured.data))
     for key, value in measured.value.items():
       top = key.removesuffix("_error").replace("top", "top-")
+      kind, called, number = "accuracy", f"{top} accuracy (%)", 100 - value
+      if metric.larger:
+        headings = {metric.key: metric.heading, metric.beside: metric.beside_heading}
+        kind, called, number = "mAP", headings[key], value
       results.append(EvalResult(
-          task_type="image-classification", dataset_type=hub or "unknown", dataset_name=title or "unknown",
-          dataset_split=measured.split or None, metric_type="accuracy", metric_name=f"{top} accuracy (%)",
-          metric_args=None if seed is None else {"seed": seed}, metric_value=round(100 - value, 4)))
+          task_type=task, dataset_type=hub or "unknown", dataset_name=title or "unknown",
+          dataset_split=measured.split or None, metric_type=kind, metric_name=called,
+          metric_args=None if seed is None else {"seed": seed}, metric_value=round(number, 4)))
   data = [known[name][0] for name in [(facts.config.get("data") or {}).get("name")] if name in known]
   card = ModelCardData(
-      library_name=LIBRARY, pipeline_tag="image-classification", tags=tags, datasets=data or None,
+      library_name=LIBRARY, pipeline_tag=task, tags=tags, datasets=data or None,
       model_name=repo.rpartition("/")[2] or name if results else None, eval_results=results or None)
   return f"---\n{card.to_yaml()}\n---\n\n"
 
 
 def _head(about, facts, source, parameters, macs) -> str:
   name, options = about["model"], about["options"]
+  backbone = backbone_of(about)[0]
   kind = next((f", an {kind}" if kind[0] in "IF" else f", a {kind}", text) for prefix, (kind, text) in
-              [*_KINDS.items(), ("", ("plain network", ""))] if name.startswith(prefix))
+              [*_KINDS.items(), ("", ("plain network", ""))] if backbone.startswith(prefix))
   data = (facts.config.get("data") or {}).get("name") or facts.summary.get("data")
   trained = f", trained on {markdown.cell(data)}" if data else ""
-  what = f"`{name}` of bionets_jax{kind[0]}{trained}."
+  what, its = f"`{name}` of bionets_jax{kind[0]}{trained}.", "Its"
+  if is_detector(about):
+    what = f"`{name}` of bionets_jax, a detector{trained}. Its backbone is `{backbone}`{kind[0]}."
+    name, its = f"{name} with {backbone}", "The backbone's"
   if kind[1]:
-    what += f" Its {kind[1]}."
+    what += f" {its} {kind[1]}."
   if source:
     what += f" The weights are those of `{markdown.cell(source)}`, with their values unchanged."
   height, width, channels = about["image_shape"]
   rows = [("options", ", ".join(f"`{key}={json.dumps(value)}`" for key, value in options.items())),
-          ("classes", f"{about['num_classes']:,}"), ("parameters", f"{parameters:,}"),
-          (f"multiply-adds for {height} x {width} x {channels}", f"{macs:,}")]
+          ("classes", f"{about['num_classes']:,}"), ("parameters", f"{parameters:,}" if parameters else ""),
+          (f"multiply-adds for {height} x {width} x {channels}", f"{macs:,}" if macs else "")]
   return f"# {name}\n\n{what}\n\n" + markdown.table(("", ""), [row for row in rows if row[1]])
 
 
 def _results(facts: Run) -> str:
-  rows = [(m.what, _on(m), m.top1, m.top5) for m in facts.measured()]
-  paper = facts.paper
-  if rows and isinstance(paper.get("top1_error"), int | float):
-    deviation = f" ± {paper['top1_error_std']}" if paper.get("top1_error_std") else ""
+  rows = [(m.what, _on(m), m.first, m.beside) for m in facts.measured()]
+  paper, metric = facts.paper, facts.metric
+  if rows and isinstance(paper.get(metric.key), int | float):
+    deviation = f" ± {paper[f'{metric.key}_std']}" if paper.get(f"{metric.key}_std") else ""
     where = ", ".join(str(paper[key]) for key in ("table", "row") if paper.get(key))
-    of = {"best": "the lowest over the training", "last": "after the last step", "test": "on a test set"}
+    of = {"best": f"the {metric.extreme} over the training", "last": "after the last step", "test": "on a test set"}
     seeds = f"{paper['seeds']} seeds" if (paper.get("seeds") or 0) > 1 else ""
     means = ", ".join(filter(None, (of.get(paper.get("statistic")), seeds)))
     rows.append((f"the paper's: {where}" + (f" ({means})" if means else ""), str(paper.get("data", "")),
-                 f"{paper['top1_error']}{deviation}", str(paper.get("top5_error", ""))))
-  columns = "", "measured on", "top-1 error %", "top-5 error %"
-  return f"## Errors\n\n{markdown.table(columns, rows)}" if rows else ""
+                 f"{paper[metric.key]}{deviation}", str(paper.get(metric.beside, ""))))
+  columns = "", "measured on", metric.heading, metric.beside_heading
+  title = "Average precision" if metric.larger else "Errors"
+  return f"## {title}\n\n{markdown.table(columns, rows)}" if rows else ""
 
 
 def _on(measured: Measured) -> str:
@@ -200,6 +216,12 @@ def _input(about: Mapping[str, Any], transform: str) -> str:
 
 
 def _loading(about: Mapping[str, Any], files: set[str], repo: str) -> str:
+  if is_detector(about):
+    return "\n\n".join(["## Loading", "With `bionets_jax`, in JAX:", markdown.fenced(f"""\
+from bionets_jax.detection import Finder, load
+
+find = Finder(load({WEIGHT_FILE!r}))
+found = find(image)  # uint8 (h, w, 3) of any size; found.boxes, found.scores, found.labels""", "python")])
   where = f"hf://{repo}" if repo else WEIGHT_FILE
   height, width, channels = about["image_shape"]
   code = f"""\
@@ -223,15 +245,17 @@ logits = model(preprocess(images))  # uint8 (N, H, W, C), or PIL images"""
 def _caveats(facts: Run) -> str:
   departures = facts.departures()
   lines = [f"- {markdown.line(text)}" for text in (*departures, *facts.caveats)]
-  if departures and isinstance(facts.paper.get("top1_error"), int | float):
-    lines.append("- so the errors above cannot be set against the paper's")
+  if departures and isinstance(facts.paper.get(facts.metric.key), int | float):
+    lines.append(f"- so the {facts.metric.noun}s above cannot be set against the paper's")
   if str(facts.summary.get("commit") or "").endswith("+"):
     lines.append("- made from code that differs from its commit")
   return "\n".join(["## What to know\n", *lines]) if lines else ""
 
 
 def _citation(about: Mapping[str, Any], facts: Run) -> str:
-  papers = papers_of(about["model"], about["options"], facts.summary.get("task", ""))
+  papers = papers_of(*backbone_of(about), facts.summary.get("task", ""))
+  if is_detector(about):
+    papers += papers_of(about["model"], {})
   entries = "\n\n".join(paper.bibtex() for paper in papers)
   return f"## Papers\n\n{markdown.fenced(entries, 'bibtex')}" if papers else ""
 

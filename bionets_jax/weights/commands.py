@@ -7,12 +7,15 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from bionets_jax.weights.detectors import StoredDetector, read_detector
 from bionets_jax.weights.foreign import LIBRARIES, describe, write_library
-from bionets_jax.weights.loading import Loaded, load
-from bionets_jax.weights.native import LAYOUT, WEIGHT_FILE, native_bytes
+from bionets_jax.weights.loading import Loaded, load_located, weight_file
+from bionets_jax.weights.locate import locate
+from bionets_jax.weights.native import LAYOUT, WEIGHT_FILE, is_native, native_bytes
 from bionets_jax.weights.whole import write_whole
 
 Say = Callable[[str], None]
+_OWN = ("safetensors", "npz")  # formats of files that are ours
 
 
 def run(options: argparse.Namespace, say: Say) -> int:
@@ -25,12 +28,31 @@ def run(options: argparse.Namespace, say: Say) -> int:
   Raises:
     ValueError, OSError: saying what is wrong.
   """
-  loaded = load(options.source, options.model, say=say, **options.model_options)
+  located = locate(options.source, say)
+  path = weight_file(located)
+  loaded = read_detector(path, located.source) if is_native(path) else None
+  if loaded is None:
+    loaded = load_located(located, options.model, **options.model_options)
+  else:
+    _check_takes_detectors(options, loaded)
   return {"inspect": _inspect, "check": _check, "export": _export, "card": _card,
           "push-to-hub": _push}[options.command](options, loaded, say)
 
 
-def _inspect(options: argparse.Namespace, loaded: Loaded, say: Say) -> int:
+def _check_takes_detectors(options: argparse.Namespace, detector: StoredDetector) -> None:
+  """Raises ValueError where a subcommand or its options have no use for a detector, saying what does."""
+  wanted = options.command + (f" --to={options.to}" if options.command == "export" else "")
+  own = options.command in ("inspect", "card") or (options.command == "export" and options.to in _OWN)
+  if own and not (options.model or options.model_options):
+    return
+  given = "--model and --model-option are" if own else f"`{wanted}` is"
+  raise ValueError(
+      f"{detector.path} holds a detector ({detector}); {given} not for detectors. What is: inspect, card, export "
+      "--to=safetensors or --to=npz; bionets_jax.detection.load in Python, and python -m "
+      "bionets_jax.detection.predict")
+
+
+def _inspect(options: argparse.Namespace, loaded: Loaded | StoredDetector, say: Say) -> int:
   about = describe(loaded)
   if options.json:
     say(json.dumps(about, indent=2))
@@ -58,7 +80,7 @@ def _export(options: argparse.Namespace, loaded: Loaded, say: Say) -> int:
   folder = options.out or os.path.join(options.source, "export", options.to)
   if options.to in LIBRARIES:
     written = write_library(folder, loaded, options.to)
-  elif options.to in ("safetensors", "npz"):
+  elif options.to in _OWN:
     written = _write_own(folder, loaded, options.to, say)
   else:
     written = _write_graph(folder, loaded)
@@ -81,14 +103,10 @@ def _push(options: argparse.Namespace, loaded: Loaded, say: Say) -> int:
   return 0
 
 
-def _write_own(folder: str, loaded: Loaded, suffix: str, say: Say) -> list[str]:
+def _write_own(folder: str, loaded: Loaded | StoredDetector, suffix: str, say: Say) -> list[str]:
   """The weights, and model.py for PyTorch where that can have the network."""
-  from bionets_jax.weights.pytorch import pytorch_source
-
   try:
-    source = pytorch_source(
-        loaded.name, loaded.options, loaded.num_classes, loaded.image_shape, loaded.preprocessing,
-        loaded.class_names)
+    source = _pytorch_source(loaded)
   except ValueError as error:
     say(f"no model.py: {error}")
     source = ""
@@ -99,6 +117,16 @@ def _write_own(folder: str, loaded: Loaded, suffix: str, say: Say) -> list[str]:
     contents[os.path.join(folder, "model.py")] = source
   write_whole(contents)
   return list(contents)
+
+
+def _pytorch_source(loaded: Loaded | StoredDetector) -> str:
+  from bionets_jax.weights.pytorch import pytorch_source
+
+  if isinstance(loaded, StoredDetector):
+    raise ValueError("there is none of detectors")
+  return pytorch_source(
+      loaded.name, loaded.options, loaded.num_classes, loaded.image_shape, loaded.preprocessing,
+      loaded.class_names)
 
 
 def _write_graph(folder: str, loaded: Loaded) -> list[str]:
@@ -112,7 +140,7 @@ def _write_graph(folder: str, loaded: Loaded) -> list[str]:
   return [path, f"{path}.json"]
 
 
-def _write_hub(loaded: Loaded, folder: str, repo: str, say: Say) -> list[str]:
+def _write_hub(loaded: Loaded | StoredDetector, folder: str, repo: str, say: Say) -> list[str]:
   from bionets_jax.weights.card import write_card
 
   workdir = os.path.dirname(os.path.abspath(loaded.path)) if loaded.layout == LAYOUT else ""

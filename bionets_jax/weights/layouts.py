@@ -209,7 +209,7 @@ def to_layout(variables, layout, extras=None):
 
   Args:
     variables: {'params': ..., 'batch_stats': ...}, trees of arrays.
-    layout: a name of `LAYOUTS`, such as 'torchvision'.
+    layout: a name of `LAYOUTS`, such as 'torchvision', or a Layout.
     extras: {their key: array} of what is no variable of the network, such as `Pretrained.extras`: the counts
       of batches that PyTorch's BatchNorm keeps, and what the layout has besides. None for a network that is
       not from a file of this layout.
@@ -223,7 +223,7 @@ def to_layout(variables, layout, extras=None):
     ValueError: an unknown layout, a leaf that it has no place for (an IC layer's, say), or an extra that it
       has no use for.
   """
-  layout = find_layout(layout)
+  layout = find_layout(layout) if isinstance(layout, str) else layout
   tensors, counts, homeless = {}, {}, []
   leaves = flatten(variables)
   places = slots(layout, {path: np.shape(leaf) for path, leaf in leaves.items()})

@@ -12,6 +12,7 @@ import numpy as np
 from bionets_jax.counting import abstract_variables
 from bionets_jax.models import create_model
 from bionets_jax.weights import layouts
+from bionets_jax.weights.detectors import is_detector
 from bionets_jax.weights.family import Layout
 from bionets_jax.weights.guess import guess_network
 from bionets_jax.weights.locate import Located, locate
@@ -137,41 +138,62 @@ def _load_own(
     located: Located, path: str, name: str, num_classes: int | None, dtype: Any, options: dict[str, Any]
 ) -> Loaded:
   variables, about = load_native(path)
+  if is_detector(about):
+    raise ValueError(f"{path} holds a detector ({about['model']}); bionets_jax.detection.load loads it")
   if options:
     raise ValueError(f"{', '.join(options)}: {path} was written by a run and says itself what its network is")
   if name and name != about["model"]:
     raise ValueError(f"{path} holds {about['model']!r}, not {name!r}")
   if num_classes is not None and num_classes != about["num_classes"]:
     raise ValueError(f"{path} has {about['num_classes']} classes, not {num_classes}")
-  leaves = layouts.flatten(variables)
-  shape = tuple(about["image_shape"])
+
+  def create(*args, **options):
+    return of_few_blocks(create_model(*args, dtype=dtype, **options), variables)
+
+  model, preprocessing = build_own(path, variables, about, create)
+  return Loaded(
+      model, about["model"], about["options"], about["num_classes"], variables, preprocessing, LAYOUT,
+      located.source, path, tuple(about["class_names"]), tuple(about["image_shape"]), {})
+
+
+def build_own(
+    path: str, variables: Mapping[str, Any], about: Mapping[str, Any], create: Callable[..., nn.Module]
+) -> tuple[nn.Module, Preprocessing]:
+  """The network that a file of ours is of, and its input.
+
+  Args:
+    path: of the file, for messages.
+    variables, about: what `load_native` has read there.
+    create: called with the network's name, num_classes= and its options; sees to `of_few_blocks`.
+
+  Raises:
+    ValueError: there is no such network, or the variables are not its own.
+  """
   try:
-    model = create_model(about["model"], about["num_classes"], dtype=dtype, **about["options"])
+    model = create(about["model"], num_classes=about["num_classes"], **about["options"])
     preprocessing = Preprocessing(**about["preprocessing"])
-    if (blocks := _count_blocks(model)) > len(leaves):  # to build them would take for ever
-      raise ValueError(f"{blocks} blocks, and the file has {len(leaves)} arrays")
-    template = abstract_variables(model, shape)
+    template = abstract_variables(model, tuple(about["image_shape"]))
   except Exception as error:  # Flax and JAX have errors of their own for sizes that cannot be
     what = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     raise ValueError(f"{path}: its description is not of a network that this version knows: "
                      f"{what}{str(error)[:500]}") from error
   check_fit(variables, template, path, about["model"])
-  for key, value in leaves.items():
+  for key, value in layouts.flatten(variables).items():
     if "float" not in value.dtype.name:
       raise ValueError(f"{path}: {'/'.join(key)} has dtype {value.dtype.name}; expected floating point")
     if not np.isfinite(value).all():
       raise ValueError(f"{path}: {'/'.join(key)} holds NaN or infinite values")
-  return Loaded(
-      model, about["model"], about["options"], about["num_classes"], variables, preprocessing, LAYOUT,
-      located.source, path, tuple(about["class_names"]), shape, {})
+  return model, preprocessing
 
 
-def _count_blocks(model: nn.Module) -> int:
-  """Blocks of a backbone, before it is built."""
-  stages = getattr(model, "stage_sizes", None)
+def of_few_blocks(backbone: nn.Module, variables: Mapping[str, Any]) -> nn.Module:
+  """The backbone; ValueError if it has more blocks than there are arrays: to build them would take for ever."""
+  stages = getattr(backbone, "stage_sizes", None)
   if stages is None:
-    stages = [math.ceil(model.depth * stage[1]) for stage in model.stages]
-  return sum(stages)
+    stages = [math.ceil(backbone.depth * stage[1]) for stage in backbone.stages]
+  if (blocks := sum(stages)) > (arrays := len(layouts.flatten(variables))):
+    raise ValueError(f"{blocks} blocks, and the file has {arrays} arrays")
+  return backbone
 
 
 def _load_foreign(

@@ -62,12 +62,24 @@ EFFICIENTNET = Paper(
     "tan2019efficientnet", "{EfficientNet}: Rethinking Model Scaling for Convolutional Neural Networks",
     "Tan, Mingxing and Le, Quoc V.", 2019, _arxiv("1905.11946"))
 
+FASTER_RCNN = Paper(
+    "ren2015faster", "{Faster} {R-CNN}: Towards Real-Time Object Detection with Region Proposal Networks",
+    "Ren, Shaoqing and He, Kaiming and Girshick, Ross and Sun, Jian", 2015, _arxiv("1506.01497"))
+RETINANET = Paper(
+    "lin2017focal", "Focal Loss for Dense Object Detection",
+    "Lin, Tsung-Yi and Goyal, Priya and Girshick, Ross and He, Kaiming and Doll{\\'a}r, Piotr", 2017,
+    _arxiv("1708.02002"))
+FEATURE_PYRAMID = Paper(
+    "lin2017feature", "Feature Pyramid Networks for Object Detection",
+    "Lin, Tsung-Yi and Doll{\\'a}r, Piotr and Girshick, Ross and He, Kaiming and Hariharan, Bharath and "
+    "Belongie, Serge", 2017, _arxiv("1612.03144"))
+
 
 def papers_of(name: str, options: Mapping[str, Any], task: str = "") -> list[Paper]:
   """The papers of a network's units first, then of the network that they stand in.
 
   Args:
-    name: of the network.
+    name: of the network, or of a detector without its backbone.
     options: of `create_model`.
     task: of the run that trained it; 'wld' is the IC paper's.
   """
@@ -85,7 +97,8 @@ def papers_of(name: str, options: Mapping[str, Any], task: str = "") -> list[Pap
     if "se_" in name or options.get("se_reduction"):
       found.append(SENET)
   for part, paper in (("vgg", VGG), ("mobilenet", MOBILENET), ("effnet", EFFICIENTNET),
-                      ("efficientnet", EFFICIENTNET)):
+                      ("efficientnet", EFFICIENTNET), ("faster_rcnn", FASTER_RCNN), ("retinanet", RETINANET),
+                      ("faster_rcnn", FEATURE_PYRAMID), ("retinanet", FEATURE_PYRAMID)):
     if part in name:
       found.append(paper)
   return found

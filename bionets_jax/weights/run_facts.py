@@ -7,19 +7,22 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bionets_jax.weights.run_metric import Metric, metric_of
+
 CAVEAT = "caveat.txt"
 _SECTIONS = ("last", "best", "test", "paper", "inputs", "versions")  # objects in a summary.json
 
 
 class Measured(NamedTuple):
-  """An error of a network, in per cent.
+  """An error of a network, in per cent; of a detector average precision.
 
   Attributes:
     what: whose it is.
     data, split, transform: what it was measured on; '' where the run does not say.
     images: their number; None where the run does not say.
-    top1, top5: as text, since it may be a mean with its deviation; '' for none.
-    value: {'top1_error': number, 'top5_error': number} where it is of these weights; {} else.
+    first, beside: by the run's metric and what stands beside it, as text, since it may be a mean with its
+      deviation; '' for none.
+    value: key -> number of these two where they are of these weights; {} else.
   """
 
   what: str
@@ -27,8 +30,8 @@ class Measured(NamedTuple):
   split: str
   transform: str
   images: int | None
-  top1: str
-  top5: str
+  first: str
+  beside: str
   value: Mapping[str, float] = {}
 
 
@@ -54,20 +57,26 @@ class Run:
     """The paper's numbers for this row; {} for none."""
     return self.summary.get("paper") or {}
 
+  @property
+  def metric(self) -> Metric:
+    """By which number it is compared."""
+    return metric_of(self.summary)
+
   def selected(self) -> Mapping[str, Any]:
     """The evaluation of the weights that the run has kept."""
     return self.summary.get("best" if self.summary.get("select") == "best" else "last") or {}
 
   def measured(self) -> list[Measured]:
-    """These weights' errors first, then what else the run knows."""
+    """These weights' errors, or average precision, first, then what else the run knows."""
+    metric = self.metric
     data, inputs = self.config.get("data") or {}, self.summary.get("inputs") or {}
     name = data.get("name") or self.summary.get("data", "")
 
     def row(what, split, values, own=True):
-      value = {key: values[key] for key in ("top1_error", "top5_error") if _is_number(values.get(key))}
+      value = {key: values[key] for key in (metric.key, metric.beside) if _is_number(values.get(key))}
       return Measured(
           what, name, data.get(f"{split}_split", ""), data.get(f"{split}_transform", ""),
-          inputs.get(f"{split}_examples"), _text(value.get("top1_error")), _text(value.get("top5_error")),
+          inputs.get(f"{split}_examples"), _text(value.get(metric.key)), _text(value.get(metric.beside)),
           value if own else {})
 
     summary, kept = self.summary, self.selected()
@@ -75,23 +84,24 @@ class Run:
     if summary.get("test"):
       rows.append(row(f"these weights, of step {summary['test'].get('step')}", "test", summary["test"]))
     if kept:
-      chosen = ", chosen by this error" if summary.get("select") == "best" else ""
+      chosen = f", chosen by this {metric.noun}" if summary.get("select") == "best" else ""
       rows.append(row(f"these weights, of step {kept.get('step')}{chosen}", "eval", kept))
-    for part, of in (("best", "the lowest of all evaluations"), ("last", "the last evaluation")):
+    for part, of in (("best", f"the {metric.extreme} of all evaluations"), ("last", "the last evaluation")):
       if summary.get(part) and summary[part].get("step") != kept.get("step"):
         what = f"{of}, at step {summary[part].get('step')}: other weights"
         rows.append(row(what, "eval", summary[part], own=False))
     for evaluation in self.evaluations:
       rows += _evaluated(evaluation)
-    for part, of in (("test", "test"), ("last", "last evaluation"), ("best", "lowest of all evaluations")):
+    for part, of in (
+        ("test", "test"), ("last", "last evaluation"), ("best", f"{metric.extreme} of all evaluations")):
       if self.sweep.get(part):
         spread = self.sweep[part]
         first = row("", "test" if part == "test" else "eval", {}, own=False)
-        seeds = (spread.get("top1_error") or {}).get("n")
+        seeds = (spread.get(metric.key) or {}).get("n")
         rows.append(first._replace(
-            what=f"mean ± deviation over {seeds} seeds, {of}", top1=_spread(spread.get("top1_error")),
-            top5=_spread(spread.get("top5_error"))))
-    return [row for row in rows if row.top1]
+            what=f"mean ± deviation over {seeds} seeds, {of}", first=_spread(spread.get(metric.key)),
+            beside=_spread(spread.get(metric.beside))))
+    return [row for row in rows if row.first]
 
   def departures(self) -> list[str]:
     """What keeps the paper's number from being set against this run's."""
@@ -100,7 +110,9 @@ class Run:
     ours = {key: self.summary.get(key) for key in ("data", "epochs", "batch_size")} | {
         f"{split}_examples": inputs.get(f"{split}_examples") for split in ("train", "eval", "test")}
     if str(ours["data"]).startswith("generated/"):
-      out.append("the images are made up: the run is a trial of the code, and its errors mean nothing")
+      numbers = "average precision says" if self.metric.larger else "errors mean"
+      out.append(f"the images are made up: the run is a trial of the code, and its {numbers} nothing"
+                 + (" about photographs" if self.metric.larger else ""))
     for key, value in ours.items():
       theirs = paper.get(key)
       if None not in (value, theirs) and value != theirs:

@@ -1,0 +1,260 @@
+"""Detectors in the one trainer: what is trained and what stays, devices, shapes, resuming, learning."""
+
+import os
+import signal
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from tiny import change
+
+import bionets_jax as bn
+from bionets_jax.detection.average_precision import Picture, average_precision
+from bionets_jax.training import config as config_lib
+from bionets_jax.training.config import detection_config
+from bionets_jax.training.evaluation import evaluate_workdir
+from bionets_jax.training.loop import Interrupted, train
+from bionets_jax.training.setup import check_values, make_setup
+from bionets_jax.training.writer import read_metrics
+from bionets_jax.weights.native import save_native
+
+BACKBONE = dict(width=8, stage_sizes=(1, 1, 1, 1))
+SMALL = {
+    "retinanet": dict(anchor_scale=2.0, channels=16, tower_depth=1),
+    "faster_rcnn": dict(anchor_scale=4.0, channels=16, width=16, proposals_train=40, proposals_test=20,
+                        anchor_samples=16, region_samples=8)}
+
+
+def quiet(text):
+  pass
+
+
+def small_config(kind="retinanet", **changes):
+  """A narrow detector on made-up shapes, which end in two static shapes."""
+  config = detection_config()
+  config.detector.kind, config.detector.options = kind, ml_collections.ConfigDict(SMALL[kind])
+  config.model.name, config.model.options = "resnet18", ml_collections.ConfigDict(BACKBONE)
+  config.frozen, config.batch_norm = "", "global"
+  config.data.name, config.data.workers = "generated/shapes", 0
+  config.data.train_split, config.data.eval_split = "train[:160]", "test[:20]"
+  config.data.train_transform, config.data.eval_transform = "flip|letterbox(32, 64)", "letterbox(32, 64)"
+  config.data.mean, config.data.std = (0.5,), (0.25,)
+  config.batch_size = 8
+  config.duration, config.eval_every, config.checkpoint_every = "6 steps", "3 steps", "2 steps"
+  config.log_every = "1 steps"
+  config.schedule.kind, config.schedule.lr = "constant", 0.01
+  return change(config, changes)
+
+
+def is_evaluation(text):
+  return text.startswith("step") and "  eval  " in text
+
+
+def leaves(tree):
+  return {"/".join(path): np.asarray(x) for path, x in flatten_dict(tree).items()}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+  """A file of a backbone that was trained for ten classes, with running statistics of its own."""
+  model = bn.create_model("resnet18", 10, **BACKBONE)
+  variables = model.init(jax.random.key(3), np.zeros((1, 32, 32, 3), np.float32), train=False)
+  variables = jax.tree.map(lambda x: np.asarray(x) + 0.01, dict(variables))
+  path = f"{tmp_path_factory.mktemp('weights')}/backbone.safetensors"
+  save_native(path, variables, {
+      "model": "resnet18", "options": BACKBONE, "num_classes": 10, "class_names": list("abcdefghij"),
+      "image_shape": [32, 32, 3], "preprocessing": {"mean": [0.4], "std": [0.3], "image_size": 32, "resize": 32}})
+  return path, variables
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """(config, workdir, what it said and each program that was compiled, in order) of a run to its end."""
+  folder = tmp_path_factory.mktemp("detection")
+  config = small_config(compile_cache=f"{folder}/cache")
+  said = []
+
+  def compiled(event, duration, **_):
+    if event == "/jax/core/compile/backend_compile_duration":
+      said.append("compiled")
+
+  jax.monitoring.register_event_duration_secs_listener(compiled)
+  try:
+    train(config, f"{folder}/whole", say=said.append, devices=jax.devices()[:1])
+  finally:
+    jax.monitoring.unregister_event_duration_listener(compiled)
+  return config, f"{folder}/whole", said
+
+
+def test_nothing_is_compiled_once_each_shape_was_seen(whole):
+  config, workdir, said = whole
+  setup = make_setup(config, jax.devices()[:1])
+  shapes = {batch["image"][0] for batch in setup.pipeline.abstract_batches()}
+  assert shapes == {(8, 32, 64, 3), (8, 64, 32, 3)}
+  first = next(i for i, text in enumerate(said) if is_evaluation(text))
+  assert "compiled" in said[:first]
+  steps = [i for i, text in enumerate(said) if text.startswith("step") and " train " in text]
+  assert len(steps) == 6 and "compiled" not in said[steps[0]:steps[2]]
+  assert "compiled" not in said[first:steps[-1]]
+  # The second evaluation: both of its shapes are known since the first.
+  second = next(i for i, text in enumerate(said) if is_evaluation(text) and i > first)
+  assert "compiled" not in said[steps[-1]:second]
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(whole):
+  config, workdir, _ = whole
+  cut = f"{workdir}_cut"
+
+  def stop(text):
+    if text.startswith("step      3 ") and " train " in text:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(Interrupted):
+    train(config, cut, say=stop, devices=jax.devices()[:1])
+  summary = train(config, cut, say=quiet, devices=jax.devices()[:1]).summary
+  for name in ("weights.safetensors",):
+    with open(f"{workdir}/{name}", "rb") as one, open(f"{cut}/{name}", "rb") as other:
+      assert one.read() == other.read()
+  known = {"loss", "loss_classes", "loss_boxes", "ap50_voc07"}
+  of = [[{k: v for k, v in line.items() if k.partition("/")[2] in known} for line in read_metrics(f"{w}/metrics.jsonl")]
+        for w in (workdir, cut)]
+  assert of[0] == of[1] and summary["last"]["step"] == 6
+  again = evaluate_workdir(config, cut, say=quiet)
+  assert again["ap50_voc07"] == summary["last"]["ap50_voc07"]
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "ic_resnet18"])
+def test_what_is_frozen_stays_and_the_rest_learns(weights, backbone, tmp_path):
+  """The stem, stage 1 and all running statistics; scales and biases of the other norms do learn."""
+  path, variables = weights
+  config = small_config(
+      model__name=backbone, model__weights=path, frozen="^backbone/(stem|stage1)", batch_norm="frozen",
+      data__mean=(), data__std=(), duration="2 steps", optimizer__weight_decay=0.1,
+      data__train_transform="letterbox(64, 64)", data__eval_transform="letterbox(64, 64)")
+  if backbone.startswith("ic_"):
+    config.model.options.alpha = "learned"
+  result = train(config, str(tmp_path / "run"), say=quiet, devices=jax.devices()[:1])
+  before = leaves({k: v for k, v in variables["params"].items() if k != "head"})
+  after = leaves(result.state.params["backbone"])
+  added = {name for name in after if name not in before}
+  assert (not added) == (backbone == "resnet18")
+  stays = {name for name in before if name.startswith(("stem", "stage1"))}
+  assert stays and all((before[name] == after[name]).all() for name in stays)
+  assert {name.rpartition("/")[2] for name in before.keys() - stays} >= {"kernel", "scale", "bias"}
+  for name in before.keys() - stays:
+    assert (before[name] != after[name]).any(), name
+  stats, kept = leaves(variables["batch_stats"]), leaves(result.state.model_state["batch_stats"]["backbone"])
+  assert all((stats[name] == kept[name]).all() for name in kept) and kept.keys() == stats.keys()
+  assert result.summary["inputs"]["weights_crc32"]
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_four_devices_compute_what_one_does(kind):
+  """Losses, and the whole split's average precision, of the same weights."""
+  config = small_config(kind, data__eval_split="test[:12]", eval_batch_size=4,
+                        data__train_transform="letterbox(64, 64)", data__eval_transform="letterbox(64, 64)")
+  found = []
+  for devices in (1, 4):
+    setup = make_setup(config, jax.devices()[:devices])
+    task = setup.task
+    params, state = jax.jit(task.init)(jax.random.key(0))
+    batches = setup.pipeline.train_batches()
+    values, _, metrics = jax.jit(task.train_losses)(params, state, {}, next(batches), 0, jax.random.key(1))
+    batches.close()
+    kept = [jax.device_get(jax.jit(task.examples)(params, state, batch)) for batch in setup.pipeline.eval_batches()]
+    kept = {name: np.concatenate([one[name] for one in kept]) for name in kept[0]}
+    assert kept["mask"].sum() == 12 and sorted(kept["index"][kept["mask"] > 0]) == list(range(12))
+    found.append((np.asarray(values), {k: np.asarray(v) for k, v in metrics.items()}, task.measure(kept)))
+  (one, one_parts, one_ap), (four, four_parts, four_ap) = found
+  np.testing.assert_allclose(one, four, rtol=2e-4)
+  for name in one_parts:
+    np.testing.assert_allclose(one_parts[name], four_parts[name], rtol=1e-3, atol=1e-6)
+  np.testing.assert_allclose(sum(v for k, v in one_parts.items() if k.startswith("loss_")), one, rtol=1e-5)
+  assert one_ap.keys() == four_ap.keys() and one_ap["ap50_voc07"] == pytest.approx(four_ap["ap50_voc07"], abs=0.5)
+
+
+def test_boxes_are_measured_in_pixels_of_the_picture_itself():
+  """Detections that are the objects themselves, in the padded image: all of them are found, wherever they were."""
+  setup = make_setup(small_config(data__eval_split="test"), jax.devices()[:1])
+  source, pictures = setup.pipeline._parts["eval"].source, []
+  for batch in setup.pipeline.eval_batches():
+    found = {**{k: np.asarray(batch[k]) for k in ("label", "present", "difficult", "index", "mask")},
+             "boxes": np.asarray(batch["boxes"]) / np.tile(np.asarray(batch["scale"])[:, None, ::-1], 2)}
+    found |= dict(found_boxes=found["boxes"], found_labels=found["label"], found=found["present"] & ~found["difficult"],
+                  found_scores=np.ones(found["label"].shape, np.float32))
+    pictures.append(found)
+  whole = {name: np.concatenate([one[name] for one in pictures]) for name in pictures[0]}
+  values = setup.task.measure(whole)
+  assert values["ap50_voc07"] == pytest.approx(100) and values["ap"] == pytest.approx(100)
+  read = [source.read(i)[1] for i in range(len(source))]  # the same from what the source says
+  direct = average_precision(
+      [Picture(i, a.boxes[~a.difficult], np.ones((~a.difficult).sum()), a.labels[~a.difficult], *a)
+       for i, a in enumerate(read)], source.class_names)
+  assert direct.means["ap75"] == pytest.approx(values["ap75"])
+
+
+def test_every_key_of_a_detection_config_is_read(tmp_path, monkeypatch, weights):
+  config = small_config(
+      duration="1 steps", ema_decay=0.9, optimizer__kind="rmsprop", optimizer__momentum=0.9, model__weights=weights[0],
+      data__train_transform="letterbox(64, 64)", data__eval_transform="letterbox(64, 64)")
+  owners, read = {}, set()
+
+  def note(node, prefix):
+    owners[id(node)] = prefix
+    for key, value in node.items():
+      if isinstance(value, ml_collections.ConfigDict):
+        note(value, f"{prefix}{key}.")
+
+  note(config, "")
+  real = ml_collections.ConfigDict.__getattr__
+
+  def recording(self, name):
+    if id(self) in owners:
+      read.add(owners[id(self)] + name)
+    return real(self, name)
+
+  monkeypatch.setattr(ml_collections.ConfigDict, "__getattr__", recording)
+  train(config, str(tmp_path / "w"), say=quiet, devices=jax.devices()[:1])
+  known = {k for k in config_lib.flatten(config) if not k.startswith(("model.options", "detector.options", "paper"))}
+  assert known - read == set()
+
+
+@pytest.mark.parametrize("changes,message", [
+    (dict(detector__kind="retina_net"), "config.detector: unknown detector 'retina_net'.*did you mean 'retinanet'"),
+    (dict(detector__kind=""), "faster_rcnn, retinanet"),
+    (dict(model__name="resnet20_cifar"), "no stage of stride 32"),
+    (dict(frozen="^backbone/stem"), "config.model.weights is empty"),
+    (dict(batch_norm="frozen"), "config.model.weights is empty"),
+    (dict(frozen="(", model__weights="x"), "no regular expression"),
+    (dict(batch_norm="group(2)"), "groups\\(n\\)"),
+    (dict(mixup=0.2), "config.mixup: nothing reads this key.*'classification'"),
+    (dict(detector__kin="retinanet"), "config.detector.kin: nothing reads this key.*detector.kind"),
+])
+def test_slips_in_a_config_are_named(changes, message):
+  config = small_config()
+  with config.unlocked(), config.detector.unlocked():
+    change(config, changes)
+  with pytest.raises(ValueError, match=message):
+    check_values(config)
+
+
+@pytest.mark.parametrize("changes,message", [
+    (dict(frozen="^backbone/stage9"), "config.frozen='\\^backbone/stage9' is found in no parameter's path"),
+    (dict(data__drop_remainder=False), "drop_remainder"),
+    (dict(data__train_transform="flip"), "letterbox"),
+    (dict(data__name="digits", data__train_split="train", data__eval_split="test", data__train_transform="",
+          data__eval_transform=""), "digits"),
+])
+def test_data_that_do_not_fit_are_named(changes, message, weights):
+  with pytest.raises(ValueError, match=message):
+    make_setup(small_config(model__weights=weights[0], **changes), jax.devices()[:1])
+
+
+def test_objects_are_no_labels():
+  config = config_lib.classification_config()
+  config.model.name, config.data.name = "resnet18", "generated/shapes"
+  config.data.train_transform = config.data.eval_transform = "resize(32)|center_crop(32)"
+  with pytest.raises(ValueError, match="shapes"):
+    make_setup(config, jax.devices()[:1])
