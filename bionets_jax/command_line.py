@@ -14,6 +14,7 @@ from bionets_jax.config_files import load_config
 from bionets_jax.terminal import printable
 from bionets_jax.training import exit_status
 from bionets_jax.training.config import check_config, flatten, nearest
+from bionets_jax.training.host_memory import keep_arenas_few
 from bionets_jax.training.ranges import unread
 
 USAGE = ("Usage: python launch.py --config=configs/quickstart.py [--workdir=DIR] [--mode=train|eval|largest_batch] "
@@ -23,6 +24,7 @@ FLAGS = flags.FLAGS
 
 def main(argv: list[str] | None = None) -> None:
   """Parses the command line and runs; leaves through `sys.exit`, with a status of `training.exit_status`."""
+  keep_arenas_few()
   for number in (signal.SIGTERM, signal.SIGINT):  # from the first moment on; `_run` takes over
     signal.signal(number, lambda *_: os._exit(exit_status.INTERRUPTED))
   config_flags.DEFINE_config_file("config", None, "Config file, with its argument after a colon.")

@@ -1,5 +1,6 @@
 """Detection as a task of the training loop."""
 
+import math
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ from bionets_jax.detection.average_precision import Picture, average_precision
 from bionets_jax.detection.images import normalized
 from bionets_jax.detection.types import Objects
 from bionets_jax.training.tasks import Batch, Metrics, Task, Tree, mean_alpha
+from bionets_jax.weights.run_metric import AP50_VOC07, OF_CLASS
 
 
 class Detection(Task):
@@ -77,10 +79,13 @@ class Detection(Task):
   def measure(self, examples: dict[str, np.ndarray]) -> dict[str, float]:
     """Average precisions in percent: the mean over the classes by each protocol, and 'class/NAME', VOC07's of each.
 
-    What has no objects to be found is left out.
+    What has no objects to be found is left out. Where a detection is not finite, neither is the mean that runs are
+    compared by.
     """
+    if not all(np.isfinite(examples[name][examples["found"]]).all() for name in ("found_boxes", "found_scores")):
+      return {AP50_VOC07.key: math.nan}
     found = average_precision([self._picture(examples, i) for i in np.flatnonzero(examples["mask"])], self.class_names)
-    each = zip((f"class/{name}" for name in self.class_names), found.of_classes["ap50_voc07"], strict=True)
+    each = zip((f"{OF_CLASS}{name}" for name in self.class_names), found.of_classes[AP50_VOC07.key], strict=True)
     return {name: float(value) for name, value in (*found.means.items(), *each) if np.isfinite(value)}
 
   @staticmethod
