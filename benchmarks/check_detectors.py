@@ -181,7 +181,8 @@ def compare(kind, size):
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("kinds", nargs="*", help=f"default: {' '.join(KINDS)}")
-  parser.add_argument("--size", nargs=2, type=int, default=(256, 320), metavar=("HEIGHT", "WIDTH"), help="of the image")
+  parser.add_argument(
+      "--size", nargs=2, type=int, default=(256, 320), metavar=("HEIGHT", "WIDTH"), help="of the image")
   args = parser.parse_args()
   if unknown := set(args.kinds) - set(KINDS):
     parser.error(f"{', '.join(unknown)}: give {' or '.join(KINDS)}")

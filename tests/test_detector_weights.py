@@ -21,6 +21,7 @@ OLD = {
     "faster_rcnn": {"rpn.head.conv.0.0.": "rpn.head.conv."}}
 for names in OLD.values():
   names |= {f"{kind}_blocks.{i}.0.": f"{kind}_blocks.{i}." for i in range(4) for kind in ("inner", "layer")}
+ONE = np.zeros(1, np.float32)
 KEYS = {"retinanet": "head.regression_head.bbox_reg.bias", "faster_rcnn": "roi_heads.box_head.fc7.bias"}
 
 
@@ -83,13 +84,14 @@ def test_epsilon_of_the_published_files(files, monkeypatch):
     ("retinanet", lambda s: s.pop(KEYS["retinanet"]), r"missing in the file \(1\):\s+params/boxes/out/bias"),
     ("faster_rcnn", lambda s: s.update({KEYS["faster_rcnn"]: np.zeros(7, np.float32)}),
      r"misshapen \(1\):\s+params/head/hidden1/bias"),
-    ("faster_rcnn", lambda s: s.update({"rpn.more": np.zeros(7, np.float32)}), r"left over in the file \(1\):\s+rpn.more"),
-    ("faster_rcnn", lambda s: s.update({"roi_heads.mask_head.0.0.weight": np.zeros(1, np.float32)}), "a Mask R-CNN"),
-    ("faster_rcnn", lambda s: s.update({"roi_heads.box_head.0.0.weight": np.zeros(1, np.float32)}), "fpn_v2"),
-    ("retinanet", lambda s: s.update({"head.classification_head.conv.0.1.weight": np.zeros(1, np.float32)}), "group norms"),
-    ("retinanet", lambda s: s.update({"head.classification_head.cls_logits.weight": np.zeros((7, 256, 3, 3), np.float32)}),
+    ("faster_rcnn", lambda s: s.update({"rpn.more": ONE}), r"left over in the file \(1\):\s+rpn.more"),
+    ("faster_rcnn", lambda s: s.update({"roi_heads.mask_head.0.0.weight": ONE}), "a Mask R-CNN"),
+    ("faster_rcnn", lambda s: s.update({"roi_heads.box_head.0.0.weight": ONE}), "fpn_v2"),
+    ("retinanet", lambda s: s.update({"head.classification_head.conv.0.1.weight": ONE}), "group norms"),
+    ("retinanet", lambda s: s.update({"head.classification_head.cls_logits.weight": np.zeros((7, 256, 3, 3), "f4")}),
      "has 7 outputs, which 9 anchors"),
-    ("retinanet", lambda s: [s.pop(key) for key in list(s) if key.startswith("backbone.body.")], "its backbone is none of"),
+    ("retinanet", lambda s: [s.pop(key) for key in list(s) if key.startswith("backbone.body.")],
+     "its backbone is none of"),
     ("retinanet", lambda s: [s.pop(key) for key in list(s) if key.startswith("head")],
      "neither of torchvision's detectors that are here; its .* tensors begin with"),
     ("retinanet", lambda s: [s.update({key.removeprefix("backbone.body."): s.pop(key)}) for key in list(s)],

@@ -19,7 +19,8 @@ def focal(logits: jax.Array, targets: jax.Array, *, alpha: float = 0.25, gamma: 
   """
   logits = logits.astype(jnp.float32)
   error = jnp.abs(jax.nn.sigmoid(logits) - targets)
-  return (alpha * targets + (1 - alpha) * (1 - targets)) * error**gamma * optax.sigmoid_binary_cross_entropy(logits, targets)
+  weight = (alpha * targets + (1 - alpha) * (1 - targets)) * error**gamma
+  return weight * optax.sigmoid_binary_cross_entropy(logits, targets)
 
 
 def absolute(predicted: jax.Array, wanted: jax.Array, *, beta: float = 0.0) -> jax.Array:

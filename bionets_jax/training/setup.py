@@ -117,6 +117,9 @@ def make_setup(
       eval_transform=data.eval_transform, test_transform=data.test_transform, workers=data.workers,
       drop_remainder=data.drop_remainder, max_bad_records=data.max_bad_records, batch_size=config.batch_size,
       eval_batch_size=config.eval_batch_size or config.batch_size, seed=config.seed, mesh=mesh)
+  if ("boxes" in pipeline.abstract_batches()[0]) != (config.task == "detection"):
+    raise ValueError(f"config.data.name={data.name!r} has {'labels' if config.task == 'detection' else 'boxes'}, and "
+                     f"config.task={config.task!r} does not learn from these")
   groups = config_lib.norm_groups(config, pipeline.batch_sizes())
   dtype = compute_dtype(config.dtype)
   total, log_every, eval_every, checkpoint_every = _durations(config, pipeline.steps_per_epoch)
