@@ -65,6 +65,15 @@ def mbconv(content: Mapping[str, Any]) -> str:
   return f"{_where(content)}\n\n{table(rows)}"
 
 
+def detection(content: Mapping[str, Any]) -> str:
+  rows = [["detector", "batch", "pixels", "ms", "images/s", "torchvision's ms", "vs torchvision"]]
+  for name, one in content["detectors"].items():
+    rows.append([
+        f"`{name}`", str(content["batch"]), "x".join(map(str, content["size"])), f"{one['ours']['ms']:.0f}",
+        f"{one['ours']['images per second']:.2f}", f"{one['torchvision']['ms']:.0f}", _spread(one["vs torchvision"])])
+  return f"{_where(content)}\n\n{table(rows)}"
+
+
 def memory(content: Mapping[str, Any]) -> str:
   rows = [["network", "batch", "MiB", "vs plain", "MiB with remat", "vs without", "PyTorch's MiB",
            "vs plain"]]
@@ -108,5 +117,5 @@ def inputs(content: Mapping[str, Any]) -> str:
 
 
 KINDS: dict[str, Callable[[Any], str]] = {
-    "units": units, "mbconv": mbconv, "networks": networks, "memory": memory, "startup": startup,
+    "units": units, "mbconv": mbconv, "networks": networks, "detection": detection, "memory": memory, "startup": startup,
     "input": inputs}

@@ -79,6 +79,9 @@ def test_goals_of_several_shapes_and_of_rates(tmp_path):
 
 RATE = {"images per second": 1630.4, "time vs ours": RATIO}
 OTHERS = {
+    "detection": ({"rounds": 3, "batch": 2, "size": [256, 320], "detectors": {"retinanet": {
+        "ours": {"ms": 901.4, "images per second": 2.219}, "torchvision": {"ms": 700.0}, "vs torchvision": RATIO}}},
+        "| `retinanet` | 2 | 256x320 | 901 | 2.22 | 700 | **1.23** (1.10-1.38) |"),
     "units": ({"rounds": 7, "units": {"fp": {"8x8": {
         "error": 0.0, "forward": {"ours": {"vs torch": RATIO}}, "backward": {"ours": {"vs plain": RATIO}}}}}},
         "| fp | 8x8 | **1.23** (1.10-1.38) |  |  |  |  | **1.23** (1.10-1.38) |"),
