@@ -50,9 +50,9 @@ def _run(argument: str) -> ml_collections.ConfigDict:
   config.data.eval_transform = "letterbox(96, 128)"
   config.data.mean, config.data.std = (0.5,), (0.25,)
   config.batch_size = 16
-  config.duration = "14 epochs"
+  config.duration = "10 epochs"
   # With SGD a detector without pretrained weights takes several times as many epochs.
   config.optimizer.update(kind="rmsprop", momentum=0.9, rho=0.99, epsilon=1e-6, weight_decay=0.0)
   config.schedule.kind, config.schedule.lr, config.schedule.warmup = "cosine", 2e-4, "1 epochs"
-  config.eval_every, config.log_every = "4 epochs", "62 steps"
+  config.eval_every, config.log_every = "5 epochs", "62 steps"
   return config
