@@ -20,6 +20,7 @@ from bionets_jax.training.ranges import unread
 USAGE = ("Usage: python launch.py --config=configs/quickstart.py [--workdir=DIR] [--mode=train|eval|largest_batch] "
          "[--distributed=off|auto|host:port,rank,count] [--config.KEY=VALUE ...]")
 FLAGS = flags.FLAGS
+_OPEN = ("model.options", "detector.options")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -71,16 +72,18 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _new_options(argv: list[str], known: dict) -> tuple[list[str], dict]:
-  """Takes `--config.model.options.KEY=VALUE` out of argv where the config does not have the KEY.
+  """Takes `--config.model.options.KEY=VALUE` out of argv where the config does not have the KEY; a detector's as well.
 
-  The options are keyword arguments of create_model, which knows their names; ml_collections wants every
-  key declared. A value is a Python literal, or text.
+  The options are keyword arguments of create_model and of create_detector, which know their names; ml_collections
+  wants every key declared. A value is a Python literal, or text.
   """
+  # Without options there is the empty dict itself; a study has neither.
+  there = tuple(f"{part}." for part in _OPEN if any(key == part or key.startswith(f"{part}.") for key in known))
   rest, added = [], {}
   for argument in argv:
     key, equals, value = argument.lstrip("-").partition("=")
     key = key.removeprefix("config.")
-    if argument.startswith("-") and equals and key not in known and key.startswith("model.options."):
+    if argument.startswith("-") and equals and key not in known and key.startswith(there):
       try:
         added[key] = ast.literal_eval(value)
       except (ValueError, SyntaxError):

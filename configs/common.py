@@ -75,10 +75,10 @@ def paper(table: str, row: str, **values: Any) -> ml_collections.ConfigDict:
     table: with the name of the paper.
     row: as it is called there.
     **values: `top1_error`, `top1_error_std`, `top5_error`, `top1_error_10crop`, `top5_error_10crop` in
-      percent; `statistic`, which of a run's errors compares with them: 'best' (the lowest of all
-      evaluations), 'last' or 'test'; `seeds`, how many runs they are the mean of; `params`, as printed;
-      `gflops`; `note`, what a reader should know of them. A run that departs from `data`, `epochs`,
-      `batch_size`, `train_examples`, `eval_examples` or `test_examples` is not compared.
+      percent, of detectors `ap50_voc07`; `statistic`, which of a run's numbers compares with them: 'best'
+      (of all evaluations), 'last' or 'test'; `seeds`, how many runs they are the mean of; `params`, as
+      printed; `gflops`; `note`, what a reader should know of them. A run that departs from `data`,
+      `epochs`, `batch_size`, `train_examples`, `eval_examples` or `test_examples` is not compared.
   """
   return ml_collections.ConfigDict(
       dict(table=table, row=row) | {k: v for k, v in values.items() if v is not None})

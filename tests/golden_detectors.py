@@ -3,6 +3,7 @@
 import functools
 import pathlib
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +30,7 @@ _SCALES = {
     "faster_rcnn": {"bbox_pred.weight": 0.25, "rpn.head.cls_logits.weight": 0.25, "cls_score.weight": 0.125}}
 
 
+@functools.cache
 def golden_state(kind: str) -> dict[str, np.ndarray]:
   """The fixture's `state_dict`."""
   detector = make(kind, layout="torchvision", **_WIDTHS[kind])
@@ -37,6 +39,23 @@ def golden_state(kind: str) -> dict[str, np.ndarray]:
   scales = {key: scale for key in state for end, scale in _SCALES[kind].items() if key.endswith(end)}
   values = {key: golden_tensor(key, value.shape) for key, value in state.items()}
   return {key: np.asarray(scales.get(key, 1) * value, value.dtype) for key, value in values.items()}
+
+
+def knowing(**known):
+  """Within it, the backbone and methods of a detector give what is known: nothing is traced and compiled twice.
+
+  Args:
+    **known: by the method's name, and 'backbone'.
+  """
+  def intercept(call, args, kwargs, context):
+    name = context.method_name
+    if name == "__call__" and context.module.name == "backbone":
+      name = "backbone"
+    elif context.module.name:
+      return call(*args, **kwargs)
+    return known[name] if name in known else call(*args, **kwargs)
+
+  return nn.intercept_methods(intercept)
 
 
 def golden_file(kind: str, folder: pathlib.Path) -> pathlib.Path:

@@ -99,14 +99,16 @@ def test_unfinished_teacher(tmp_path):
 
 def test_options_that_a_config_does_not_declare_come_from_the_command_line():
   from bionets_jax.command_line import _new_options
-  known = {"model.options.alpha": "learned", "seed": 0}
+  known = {"model.options.alpha": "learned", "detector.options": {}, "seed": 0}
   arguments = ["launch.py", "--config.seed=1", "--config.model.options.alpha=0.5",
                "--config.model.options.fp_layers=011", "--config.model.options.expansion=1.5",
-               "--config.model.options.single_filter=true", "--config.model.name=x"]
+               "--config.model.options.single_filter=true", "--config.model.name=x",
+               "--config.detector.options.strides=(4, 8)"]
   rest, added = _new_options(arguments, known)
   assert rest == [arguments[i] for i in (0, 1, 2, 6)]
   assert added == {"model.options.fp_layers": "011", "model.options.expansion": 1.5,
-                   "model.options.single_filter": True}
+                   "model.options.single_filter": True, "detector.options.strides": (4, 8)}
+  assert _new_options(arguments, {"runs.a.model.options": {}}) == (arguments, {})  # a study's are said to be none
 
 
 def test_a_run_from_before_a_key_existed_is_the_same_run():

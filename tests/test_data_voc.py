@@ -101,6 +101,7 @@ def test_sums_and_slices_of_years(voc):
 
 @pytest.mark.parametrize("name, split, message", [
     ("voc", "2012/test", "no published annotations; 2007/test has"),
+    ("voc", "2012/all[:50%]", "no published annotations"),
     ("voc", "train", "'train'. Did you mean '2012/train' or '2007/train'"),
     ("voc", "2007/trian", "split of voc/2007 'trian'. Did you mean 'train'"),
     ("voc/2007", "train", "opened as 'voc', with the year in the split"),
@@ -163,13 +164,16 @@ def test_annotation_files(tmp_path):
   found, = read_objects(str(path))
   assert found == {"label": "dog", "pose": "left", "bbox": tfds.features.BBox(0.05, 0.1, 1.0, 1.0),
                    "is_truncated": True, "is_difficult": True}
+  path.write_text(XML.format(name="dog", pose="", xmin=50))  # a column of pixels: the corners are those of pixels
+  column, = read_objects(str(path))
+  assert _pixels(np.array([column["bbox"]]), 40, 50).tolist() == [[49, 1, 50, 40]]
   # Each entity is ten of the one before: a kilobyte that stands for 100 MB.
   entities = "<!DOCTYPE a [<!ENTITY e0 'ten bytes.'>" + "".join(
       f"<!ENTITY e{i} '{f'&e{i - 1};' * 10}'>" for i in range(1, 8)) + "]><annotation>&e7;</annotation>"
   for content, message in (
       ("<annotation>", "no element found"), (entities, "amplification"), ("<annotation></annotation>", "cannot be read"),
       (XML.format(name="dgo", pose="", xmin=5), "class 'dgo'. Did you mean 'dog'"),
-      (XML.format(name="dog", pose="", xmin="five"), "five"), (XML.format(name="dog", pose="", xmin=50), "is empty"),
+      (XML.format(name="dog", pose="", xmin="five"), "five"), (XML.format(name="dog", pose="", xmin=51), "is empty"),
       (XML.format(name="dog", pose="", xmin="nan"), "is empty or outside")):
     path.write_text(content)
     with pytest.raises(ValueError, match=f"1.xml cannot be read: .*{message}" if message[0] != "c" else message):

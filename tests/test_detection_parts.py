@@ -23,19 +23,31 @@ STD = (0.1, 0.1, 0.2, 0.2)
 
 
 def test_overlaps_and_coding():
-  np.testing.assert_allclose(box.iou(A, B), GOLDEN["boxes/iou"], atol=1e-6)
-  np.testing.assert_allclose(box.encode(A, B[:20], STD), GOLDEN["boxes/encoded"], rtol=1e-4, atol=1e-5)
-  np.testing.assert_allclose(box.decode(GOLDEN["boxes/deltas"], A, STD), GOLDEN["boxes/decoded"], rtol=1e-4, atol=1e-3)
-  np.testing.assert_allclose(box.decode(box.encode(A, B[:20], STD), B[:20], STD), A, rtol=1e-4, atol=1e-4)
+  @jax.jit
+  def find(a, b, deltas):
+    encoded = box.encode(a, b[:20], STD)
+    return box.iou(a, b), encoded, box.decode(deltas, a, STD), box.decode(encoded, b[:20], STD)
+
+  overlaps, encoded, decoded, again = find(A, B, GOLDEN["boxes/deltas"])
+  np.testing.assert_allclose(overlaps, GOLDEN["boxes/iou"], atol=1e-6)
+  np.testing.assert_allclose(encoded, GOLDEN["boxes/encoded"], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(decoded, GOLDEN["boxes/decoded"], rtol=1e-4, atol=1e-3)
+  np.testing.assert_allclose(again, A, rtol=1e-4, atol=1e-4)
 
 
 def test_boxes_without_area():
-  nothing = jnp.zeros((2, 4))
-  assert (box.iou(nothing, A) == 0).all() and (box.iou(nothing, nothing) == 0).all()
-  assert np.isfinite(box.encode(nothing, jnp.asarray(A[:2]))).all()
-  np.testing.assert_array_equal(box.clip(jnp.array([[-3.0, 2, 50, 90]]), jnp.array([60, 40])), [[0, 2, 40, 60]])
-  np.testing.assert_array_equal(box.flip(box.flip(A, 99.0), 99.0)[:, 1::2], A[:, 1::2])
-  np.testing.assert_allclose(box.flip(jnp.array([[10.0, 0, 30, 5]]), 100.0), [[70, 0, 90, 5]])
+  @jax.jit
+  def find(nothing, a):
+    return (box.iou(nothing, a), box.iou(nothing, nothing), box.encode(nothing, a), box.encode(a, nothing),
+            box.clip(jnp.array([[-3.0, 2, 50, 90]]), jnp.array([60, 40])), box.flip(box.flip(a, 99.0), 99.0),
+            box.flip(jnp.array([[10.0, 0, 30, 5]]), 100.0))
+
+  *overlaps, encoded, wild, clipped, twice, flipped = find(np.zeros((2, 4), np.float32), A[:2])
+  assert not any(x.any() for x in map(np.asarray, overlaps))
+  assert np.isfinite(encoded).all() and np.isfinite(wild).all()
+  np.testing.assert_array_equal(clipped, [[0, 2, 40, 60]])
+  np.testing.assert_array_equal(twice[:, 1::2], A[:2, 1::2])
+  np.testing.assert_allclose(flipped, [[70, 0, 90, 5]])
 
 
 def test_anchors():
@@ -98,12 +110,16 @@ def test_rescue_as_mmdetection_has_it():
   assert none.negative.all() and not none.positive.any()
 
 
+DRAW = jax.jit(functools.partial(sample, number=16, share=0.25))
+
+
 @pytest.mark.parametrize("positives,negatives,want", [(3, 90, (3, 13)), (40, 90, (4, 12)), (40, 5, (4, 5)), (0, 3, (0, 3))])
 def test_sampling(positives, negatives, want):
-  kind = np.r_[np.ones(positives), np.zeros(negatives), np.full(7, 2)]
+  room = 137 if positives + negatives > 16 else 10  # more and fewer than are wanted, of one shape each
+  kind = np.r_[np.ones(positives), np.zeros(negatives), np.full(room - positives - negatives, 2)]
   kind = np.random.default_rng(0).permutation(kind)
-  found = Match(jnp.zeros(len(kind), jnp.int32), jnp.asarray(kind == 1), jnp.asarray(kind == 0))
-  drawn = [sample(jax.random.key(i), found, 16, 0.25) for i in range(3)]
+  found = Match(np.zeros(len(kind), np.int32), kind == 1, kind == 0)
+  drawn = [DRAW(jax.random.key(i), found) for i in range(3)]
   for one in drawn:
     index = np.asarray(one.index)[one.present]
     assert len(set(index)) == len(index) and (one.positive <= one.present).all()
@@ -113,26 +129,30 @@ def test_sampling(positives, negatives, want):
 
 
 def test_suppression():
-  scores = GOLDEN["nms/scores"]
-  kept = jax.jit(functools.partial(nms, threshold=0.3, limit=200))(B, scores)
-  assert kept.index.shape == (200,)
+  scores, labels = GOLDEN["nms/scores"], GOLDEN["nms/labels"]
+  find = jax.jit(functools.partial(nms, limit=310))
+  kept = find(B, scores, 0 * labels, threshold=0.3)
+  assert kept.index.shape == (310,)
   np.testing.assert_array_equal(np.asarray(kept.index)[kept.present], GOLDEN["nms/kept"])
-  best = nms(B, scores, threshold=0.3, limit=5)
-  np.testing.assert_array_equal(best.index, GOLDEN["nms/kept"][:5])
-  apart = nms(B, scores, GOLDEN["nms/labels"], threshold=0.5, limit=300)
+  apart = find(B, scores, labels, threshold=0.5)
   np.testing.assert_array_equal(np.asarray(apart.index)[apart.present], GOLDEN["nms/by_label"])
-  few = nms(B, np.where(np.arange(300) < 2, scores, -np.inf), threshold=0.99, limit=300)
+  few = find(B, np.where(np.arange(300) < 2, scores, -np.inf), labels, threshold=0.99)
   assert int(few.present.sum()) == 2
+  # It ends whatever it is given: what is not a number overlaps with nothing, or is not there.
+  odd = find(np.where(np.arange(300)[:, None] % 3, B, np.nan), np.where(np.arange(300) % 7, scores, np.nan), labels,
+             threshold=0.3)
+  assert set(np.asarray(odd.index)[odd.present]) >= {i for i in range(0, 300, 3) if i % 7}
+  assert not any(i % 7 == 0 for i in np.asarray(odd.index)[odd.present])
 
 
 def test_suppression_of_the_best():
   """Looking at fewer boxes changes nothing before they are used up."""
   scores = GOLDEN["nms/scores"]
-  best = nms(B, scores, threshold=0.3, limit=20, most=60)
+  best = jax.jit(functools.partial(nms, threshold=0.3, limit=20, most=60))(B, scores)
   assert best.present.all()
   np.testing.assert_array_equal(best.index, GOLDEN["nms/kept"][:20])
   among = np.argsort(-scores)[:40]
-  few = nms(B, scores, threshold=0.3, limit=40, most=30)  # never fewer than may be kept
+  few = jax.jit(functools.partial(nms, threshold=0.3, limit=40, most=30))(B, scores)  # never fewer than may be kept
   want = [i for i in GOLDEN["nms/kept"] if i in among]
   np.testing.assert_array_equal(np.asarray(few.index)[few.present], want)
 
@@ -141,7 +161,7 @@ def test_suppression_of_a_chain():
   """Each box overlaps with its neighbours: every second one stays, after as many rounds as there are boxes."""
   left = np.arange(30.0)[:, None] * 4
   chain = np.concatenate([left, 0 * left, left + 10, 0 * left + 10], axis=1)
-  kept = nms(chain, -np.arange(30.0), threshold=0.4, limit=30)
+  kept = jax.jit(functools.partial(nms, threshold=0.4, limit=30))(chain, -np.arange(30.0))
   np.testing.assert_array_equal(np.asarray(kept.index)[kept.present], np.arange(0, 30, 2))
 
 
@@ -166,15 +186,21 @@ def test_gradient_of_roi_align(float64):
   regions = jnp.asarray([[3.0, 5, 40, 30], [10, 2, 90, 70]])
   levels = [jnp.asarray(x[:9, :12, :2], jnp.float64) for x in LEVELS[:2]]
   f = functools.partial(roi_align, boxes=regions, level=jnp.array([0, 1]), strides=(8, 16), size=3)
-  check_grads(lambda *levels: f(levels), levels, order=1, modes=["rev"], eps=1e-2)
+  check_grads(jax.jit(lambda *levels: f(levels)), levels, order=1, modes=["rev"], eps=1e-2)
 
 
 def test_losses():
-  logits, targets = jnp.array([-2.0, 0.5, 3.0, 40.0]), jnp.array([0.0, 1.0, 1.0, 0.0])
-  p = jax.nn.sigmoid(logits)
-  want = np.where(targets == 1, -0.25 * (1 - p) ** 2 * jnp.log(p), 0.75 * p**2 * jax.nn.softplus(logits))
-  np.testing.assert_allclose(focal(logits, targets), want, rtol=1e-5, atol=1e-12)
-  assert np.isfinite(jax.grad(lambda x: focal(x, targets).sum())(logits)).all()
-  np.testing.assert_allclose(absolute(jnp.array([0.0, 0.05, 2.0]), jnp.zeros(3), beta=1 / 9),
-                             [0, 0.05**2 * 9 / 2, 2 - 1 / 18], rtol=1e-5)
-  np.testing.assert_allclose(absolute(jnp.array([-2.0]), jnp.zeros(1)), [2.0])
+  logits, targets = np.float32([-2, 0.5, 3, 40, 200]), np.float32([0, 1, 1, 0, 0])
+
+  @jax.jit
+  def find(logits, off):
+    one = jax.vmap(jax.value_and_grad(focal))(logits, targets)
+    return *one, absolute(off, 0 * off, beta=1 / 9), absolute(-off, 0 * off)
+
+  have, slope, smooth, whole = find(logits, np.float32([0, 0.05, 2]))
+  p = 1 / (1 + np.exp(-logits.astype(np.float64)))
+  want = np.where(targets == 1, -0.25 * (1 - p) ** 2 * np.log(p), 0.75 * p**2 * np.log1p(np.exp(logits.astype(float))))
+  np.testing.assert_allclose(have, want, rtol=1e-5, atol=1e-12)
+  assert np.isfinite(slope).all()
+  np.testing.assert_allclose(smooth, [0, 0.05**2 * 9 / 2, 2 - 1 / 18], rtol=1e-5)
+  np.testing.assert_allclose(whole, [0, 0.05, 2], rtol=1e-6)

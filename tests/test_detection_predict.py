@@ -200,11 +200,32 @@ def test_command_line(brightest, image, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("arguments", [
-    ["a.png"], ["--workdir=."], ["a.png", "--workdir=./absent"], ["a.png", "--workdir=.", "--least=1.5"]])
+    ["a.png"], ["--workdir=."], ["b.png", "--workdir=.", "--json", "a.png"], ["a.png", "--workdir=./absent"], ["a.png", "--workdir=.", "--least=1.5"]])
 def test_wrong_usage(arguments):
   with pytest.raises(SystemExit) as left:
     predict.main(arguments)
   assert left.value.code == 2
+
+
+def test_what_need_not_end_is_no_image(tmp_path):
+  os.mkfifo(tmp_path / "a.jpg")
+  for path in (tmp_path / "a.jpg", "/dev/zero"):
+    with pytest.raises(ValueError, match="a device or a pipe, no file"):
+      read_upright(str(path))
+
+
+def test_many_images_of_one_name():
+  paths = ["a_2.png", *(f"{i}/a.png" for i in range(20_000))]
+  names = predict._picture_names(paths)
+  assert len(set(names)) == len(paths) and names[1:3] == ["a_detections.png", "a_detections_2.png"]
+
+
+def test_results_that_could_not_be_written_are_known_before(brightest, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(loading, "load", lambda path: brightest)
+  monkeypatch.setattr(Finder, "__call__", None)
+  (tmp_path / "found.json").mkdir()
+  assert predict.main(["a.png", f"--workdir={tmp_path}", f"--json={tmp_path / 'found.json'}"]) == 1
+  assert "there is a folder of this name" in capsys.readouterr().err
 
 
 def test_an_error_is_a_line(tmp_path, capsys):
@@ -238,6 +259,12 @@ def pixels_of(picture, label):
   """How many are of the label's colour, but for those at the border, where the boxes' edges are."""
   colour = [int(COLOURS[label][k:k + 2], 16) for k in (1, 3, 5)]
   return (np.asarray(picture)[4:-4, 4:-4] == colour).all(-1).sum()
+
+
+def test_the_picture_of_a_line_stays_small():
+  nothing = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int), "a"
+  assert draw(np.zeros((1, 60_000, 3), np.uint8), *nothing).size == (60_000, 1)
+  assert draw(np.zeros((300, 10, 3), np.uint8), *nothing).size == (60, 1800)
 
 
 def test_small_images_are_enlarged_and_nothing_found_is_nothing_drawn():

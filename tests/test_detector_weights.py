@@ -5,7 +5,7 @@ import hashlib
 import jax
 import numpy as np
 import pytest
-from golden_detectors import golden_file, golden_state, make
+from golden_detectors import golden_file, golden_state
 from safetensors.numpy import save_file
 
 from bionets_jax.detection import from_torchvision
@@ -32,17 +32,21 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def loaded(files):
+  return {kind: load(path, num_classes=5) for kind, path in files.items()}
+
+
+@pytest.fixture(scope="module")
 def states():
   return {kind: golden_state(kind) for kind in DETECTORS}
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
-def test_there_and_back(kind, files, states):
-  detector, variables = load(files[kind])
+def test_there_and_back(kind, loaded, states):
+  detector, variables = loaded[kind]
   assert type(detector) is {"retinanet": RetinaNet, "faster_rcnn": FasterRCNN}[kind]
   assert (detector.num_classes, detector.layout) == (5, "torchvision")
   assert {x.dtype for x in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
-  assert load(files[kind], num_classes=5)[0] == detector
   written = to_torchvision(detector, variables)
   assert written.keys() == states[kind].keys()
   for key, value in states[kind].items():
@@ -52,7 +56,7 @@ def test_there_and_back(kind, files, states):
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
-def test_files_of_old_versions(kind, states, files, tmp_path):
+def test_files_of_old_versions(kind, states, loaded, tmp_path):
   old = {}
   for key, value in states[kind].items():
     for new, before in OLD[kind].items():
@@ -62,17 +66,17 @@ def test_files_of_old_versions(kind, states, files, tmp_path):
     old[key] = value
   assert old.keys() != states[kind].keys()
   save_file(old, tmp_path / "old.safetensors")
-  jax.tree.map(np.testing.assert_array_equal, load(tmp_path / "old.safetensors")[1], load(files[kind])[1])
+  detector, variables = load(tmp_path / "old.safetensors", norm_epsilon=1e-5)
+  assert detector == loaded[kind][0]
+  jax.tree.map(np.testing.assert_array_equal, variables, loaded[kind][1])
 
 
-def test_epsilon_of_the_published_files(files, monkeypatch):
+def test_epsilon_of_the_published_files(files, loaded, monkeypatch):
   """They have none: scales are such that ours makes no difference. Known by their hash."""
-  path = files["retinanet"]
-  usual = load(path)[1]
+  path, usual = files["retinanet"], loaded["retinanet"][1]
   monkeypatch.setattr(from_torchvision, "_WITHOUT_EPSILON", (hashlib.sha256(path.read_bytes()).hexdigest()[:8],))
   _, without = load(path)
   jax.tree.map(np.testing.assert_array_equal, load(path, norm_epsilon=0.0)[1], without)
-  jax.tree.map(np.testing.assert_array_equal, load(path, norm_epsilon=1e-5)[1], usual)
   norms = [{"var": tree["batch_stats"]["backbone"]["stem_bn"]["var"], **tree["params"]["backbone"]["stem_bn"]}
            for tree in (without, usual)]
   np.testing.assert_array_equal(norms[0]["var"], norms[1]["var"])
@@ -84,6 +88,7 @@ def test_epsilon_of_the_published_files(files, monkeypatch):
     ("retinanet", lambda s: s.pop(KEYS["retinanet"]), r"missing in the file \(1\):\s+params/boxes/out/bias"),
     ("faster_rcnn", lambda s: s.update({KEYS["faster_rcnn"]: np.zeros(7, np.float32)}),
      r"misshapen \(1\):\s+params/head/hidden1/bias"),
+    ("faster_rcnn", lambda s: s.update({"roi_heads.box_predictor.cls_score.weight": np.zeros((), "f4")}), "num_classes=0: give 1"),
     ("faster_rcnn", lambda s: s.update({"rpn.more": ONE}), r"left over in the file \(1\):\s+rpn.more"),
     ("faster_rcnn", lambda s: s.update({"roi_heads.mask_head.0.0.weight": ONE}), "a Mask R-CNN"),
     ("faster_rcnn", lambda s: s.update({"roi_heads.box_head.0.0.weight": ONE}), "fpn_v2"),
@@ -107,11 +112,11 @@ def test_other_files_are_refused(kind, change, message, states, tmp_path):
     load(tmp_path / "state.safetensors")
 
 
-def test_what_does_not_fit_is_refused(files, tmp_path):
+def test_what_does_not_fit_is_refused(files, loaded, tmp_path):
   with pytest.raises(ValueError, match="has 5 classes, not 20"):
     load(files["retinanet"], num_classes=20)
   with pytest.raises(FileNotFoundError, match="no such file"):
     load(tmp_path / "absent.pth")
-  _, variables = load(files["retinanet"])
+  detector, variables = loaded["retinanet"]
   with pytest.raises(ValueError, match="layout='mmdetection': with these weights torchvision's"):
-    to_torchvision(make("retinanet"), variables)
+    to_torchvision(detector.clone(layout="mmdetection"), variables)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures.golden_weights import golden_images
-from golden_detectors import GOLDEN, OBJECTS, SIZE, SIZES, golden_file, make
+from golden_detectors import GOLDEN, OBJECTS, SIZE, SIZES, golden_file, knowing, make
 
 from bionets_jax.detection import from_torchvision
 from bionets_jax.detection.faster_rcnn import (
@@ -35,19 +35,30 @@ def images():
   return golden_images("faster_rcnn", (2, *SIZE, 3))
 
 
+@pytest.fixture(scope="module")
+def seen(loaded, images):
+  """What the backbone makes of the images."""
+  detector, variables = loaded
+  of = {name: tree["backbone"] for name, tree in variables.items()}
+  return jax.jit(lambda of: detector.backbone.apply(of, images, train=False, endpoints=detector.stages))(of)
+
+
 def close(have, want):
   assert have.shape == want.shape and have.dtype == jnp.float32
   assert np.linalg.norm(have - want) <= 1e-5 * np.linalg.norm(want)
 
 
-def test_both_stages_and_detections(loaded, images):
+def test_both_stages_and_detections(loaded, images, seen):
   detector, variables = loaded
 
   @jax.jit
-  def apply(variables):
-    return [detector.apply(variables, images, SIZES, method=name) for name in ("_predict", "detect")]
+  def apply(variables, seen):
+    with knowing(backbone=seen):
+      stages = detector.apply(variables, images, SIZES, method="_predict")
+    with knowing(_predict=stages):
+      return stages, detector.apply(variables, images, SIZES, method="detect")
 
-  stages, found = apply(variables)
+  stages, found = apply(variables, seen)
   first = Objectness(*(np.concatenate(x, axis=1) for x in zip(*stages.first, strict=True)))
   close(first.logits, GOLDEN["faster_rcnn/objectness"])
   close(first.deltas, GOLDEN["faster_rcnn/proposal_deltas"])
@@ -61,25 +72,25 @@ def test_both_stages_and_detections(loaded, images):
     np.testing.assert_array_equal(found.labels[i] + 1, GOLDEN[f"faster_rcnn/labels/{i}"])
 
 
-def test_losses(loaded, images):
+def test_losses(loaded, images, seen):
   """Of all anchors and proposals; and without objects of the background alone, whatever the padding holds."""
   detector, variables = loaded
 
-  def total(above, present, variables):
-    found = detector.apply(
-        {**variables, "params": variables["params"] | above}, images, LABELS._replace(present=present), SIZES,
-        rng=jax.random.key(0), method="losses")
+  def total(above, present, seen):
+    with knowing(backbone=seen):
+      found = detector.apply({"params": above}, images, LABELS._replace(present=present), SIZES,
+                             rng=jax.random.key(0), method="losses")
     return sum(x.mean() for x in found.values()), found
 
   # The backbone's own gradients would take longer to compile than all else.
   above = {name: x for name, x in variables["params"].items() if name != "backbone"}
   find = jax.jit(jax.value_and_grad(total, has_aux=True))
-  (_, found), gradients = find(above, LABELS.present, variables)
+  (_, found), gradients = find(above, LABELS.present, seen)
   assert {x.shape for x in found.values()} == {(2,)}
   means = [found[name].mean() for name in ("objectness", "proposals", "classes", "boxes")]
   np.testing.assert_allclose(means, GOLDEN["faster_rcnn/losses"], rtol=2e-5)
   assert all(np.isfinite(x).all() and x.any() for x in jax.tree.leaves(gradients))
-  (_, found), gradients = find(above, jnp.zeros((2, 3), bool), variables)
+  (_, found), gradients = find(above, jnp.zeros((2, 3), bool), seen)
   assert not found["boxes"].any() and not found["proposals"].any() and found["classes"].all()
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradients))
 

@@ -47,7 +47,7 @@ class VocSource(ObjectsSource):
     self.split = split
     self._parts = []
     for year, part in years_of(name, split, SPLITS):
-      if year == "2012" and re.match(r"\s*test\b", part):
+      if year == "2012" and re.match(r"\s*(test|all)\b", part):  # 'all' is TFDS's word for all splits
         raise ValueError("The test images of VOC 2012 have no published annotations; 2007/test has.")
       self._parts.append(TfdsRecords(f"voc/{year}", part, data_dir))
     self._starts = np.cumsum([0] + [len(part) for part in self._parts])

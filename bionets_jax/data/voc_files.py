@@ -105,7 +105,8 @@ def _object(found, width, height):
     raise ValueError(naming.unknown("class", label, VOC))
   box = found.find("bndbox")
   xmin, ymin, xmax, ymax = (float(box.find(side).text) for side in ("xmin", "ymin", "xmax", "ymax"))
-  if not (0 <= xmin < xmax <= width and 0 <= ymin < ymax <= height):
+  # The last pixel belongs to the box, so that equal corners are those of a line of pixels; they count from 1.
+  if not (0 <= xmin <= xmax <= width and 0 <= ymin <= ymax <= height and min(xmax, ymax) > 0):
     raise ValueError(f"the box {xmin, ymin, xmax, ymax} is empty or outside of {width:g} x {height:g} pixels.")
   pose = found.findtext("pose", "unspecified").lower()
   return {

@@ -18,6 +18,7 @@ from bionets_jax.models.fields import check_fields
 _KINDS: dict[str, type[Detector]] = {"faster_rcnn": FasterRCNN, "retinanet": RetinaNet}
 DETECTORS = tuple(_KINDS)
 _SET_HERE = ("backbone", "num_classes", "layout", "stages", "dtype", "parent", "name")
+_SHARES = ("least", "nms_threshold", "proposal_threshold")
 _SIDE = 256  # of the image that shows a backbone's strides
 
 
@@ -39,7 +40,7 @@ def create_detector(
 
   Raises:
     ValueError: for an unknown kind, backbone, layout or override, with those that come near; for a value of the wrong
-      type; for a backbone without a stage of one of the strides.
+      type or out of range; for a backbone without a stage of one of the strides.
   """
   if kind not in _KINDS:
     raise ValueError(f"unknown detector {kind!r}{_nearest(kind, DETECTORS)}; known: {', '.join(DETECTORS)}")
@@ -58,6 +59,13 @@ def create_detector(
   check_fields(detector, ("num_classes", *overrides))
   if num_classes < 1:
     raise ValueError(f"num_classes={num_classes}: give 1 or more; the background is none of them")
+  if list(detector.strides) != sorted(set(detector.strides)) or not detector.strides:
+    raise ValueError(f"strides={tuple(detector.strides)}: give one or more, rising")
+  if not detector.anchor_scale > 0:
+    raise ValueError(f"anchor_scale={detector.anchor_scale}: give more than 0")
+  for key in _SHARES:
+    if overrides.get(key, 0) > 1:
+      raise ValueError(f"{key}={overrides[key]}: give a number from 0 to 1")
   stages = find_stages(network, detector.strides, backbone)
   return detector.clone(stages=stages, strides=tuple(detector.strides))
 

@@ -7,7 +7,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Okabe and Ito's colours, told apart with any colour vision; the names tell apart what shares one.
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
-_SHORTEST = 320  # pixels of the shorter side; smaller pictures are enlarged, so that there is room for names
+_SHORTEST = 320  # pixels of the shorter side; smaller pictures are enlarged, so that there is room for names,
+_LONGEST = 2048  # but not beyond this: the picture of a line would take gigabytes
 _DARK, _LIGHT = "#000000", "#FFFFFF"
 
 
@@ -26,7 +27,7 @@ def draw(
   Returns:
     RGB, h x w; a small image enlarged by a whole number.
   """
-  zoom = -(-_SHORTEST // min(image.shape[:2])) if min(image.shape[:2]) < _SHORTEST else 1
+  zoom = max(min(-(-_SHORTEST // min(image.shape[:2])), _LONGEST // max(image.shape[:2])), 1)
   picture = Image.fromarray(np.repeat(np.repeat(image, zoom, axis=0), zoom, axis=1))
   pen = ImageDraw.Draw(picture)
   side = min(picture.size)

@@ -1,6 +1,8 @@
 """What a trained detector finds in an image of any size."""
 
 import io
+import os
+import stat
 from typing import NamedTuple
 
 import jax
@@ -69,8 +71,11 @@ def read_upright(path: str) -> np.ndarray:
 
   Raises:
     OSError: it cannot be read.
-    ValueError: it is no image that `data.decode` reads.
+    ValueError: it is no image that `data.decode` reads, or no file: a device or a pipe need never end.
   """
+  mode = os.stat(path).st_mode
+  if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder is refused by `open`
+    raise ValueError("a device or a pipe, no file")
   with open(path, "rb") as file:
     data = file.read()
   image = decode_rgb(data)

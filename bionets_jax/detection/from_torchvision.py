@@ -105,7 +105,7 @@ def load(
   if num_classes not in (None, detector.num_classes):
     raise ValueError(f"{path} has {detector.num_classes} classes, not {num_classes}")
   if kind == "faster_rcnn":  # torchvision has deltas for the background too, which it never reads
-    tensors |= {key: value[4:] for key, value in tensors.items() if key.startswith(_BOXES)}
+    tensors |= {key: value[4:] for key, value in tensors.items() if key.startswith(_BOXES) and value.ndim}
   variables = fill(abstract_variables(detector, (64, 64, 3)), tensors, _LAYOUTS[kind], path).variables
   if norm_epsilon != _EPSILON:
     _move_epsilon(variables["params"], variables["batch_stats"], norm_epsilon)
@@ -163,7 +163,7 @@ def _build(tensors: Mapping[str, np.ndarray], kind: str, path: str, dtype: Any) 
   if backbone is None:
     raise ValueError(f"{path}: its backbone is none of the ResNets that are here; its tensors begin with "
                      f"{', '.join(list(body)[:5]) or 'another name than ' + _BODY}")
-  sizes = {key: tensors[key].shape[0] for key in (
+  sizes = {key: len(np.atleast_1d(tensors[key])) for key in (
       "backbone.fpn.layer_blocks.0.0.weight", "roi_heads.box_head.fc6.bias", _OF_CLASSES[kind]) if key in tensors}
   widths = {"channels": sizes.get("backbone.fpn.layer_blocks.0.0.weight", 256)}
   if kind == "retinanet":

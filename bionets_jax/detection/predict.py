@@ -4,6 +4,7 @@ Exit status: 0 done, 1 an error or an image that could not be read, 2 wrong usag
 """
 
 import argparse
+import errno
 import io
 import json
 import os
@@ -41,6 +42,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
   if not options.out:
     options.out = os.path.join(options.workdir if os.path.isdir(options.workdir) else ".", "detections")
   options.json = options.json or os.path.join(options.out, "detections.json")
+  if os.path.splitext(options.json)[1].lower() != ".json":  # `--json *.jpg` would write over the first of them
+    parser.error(f"--json={options.json}: give a name that ends in .json")
   return options
 
 
@@ -73,7 +76,10 @@ def predict(options: argparse.Namespace, say: Callable[[str], None] = print) -> 
 
   detector = load(options.workdir)
   find = Finder(detector, least=options.least)
-  os.makedirs(options.out, exist_ok=True)
+  for folder in (options.out, os.path.dirname(os.path.abspath(options.json))):
+    os.makedirs(folder, exist_ok=True)
+  if os.path.isdir(options.json):
+    raise IsADirectoryError(errno.EISDIR, "there is a folder of this name", options.json)
   images: list[dict[str, Any]] = []
   failed: list[dict[str, str]] = []
   names = _picture_names(options.images)
@@ -98,7 +104,6 @@ def predict(options: argparse.Namespace, say: Callable[[str], None] = print) -> 
     say(f"{at}: {len(found.scores)} found")
   about = {"weights": detector.path, "model": detector.kind, "class_names": detector.class_names,
            "least": options.least}
-  os.makedirs(os.path.dirname(os.path.abspath(options.json)), exist_ok=True)
   write_whole({options.json: json.dumps(about | {"images": images, "failed": failed}, indent=1) + "\n"})
   say(f"{len(images)} pictures in {options.out}, boxes in {options.json}"
       + (f"; {len(failed)} of {len(options.images)} files left out" if failed else ""))
@@ -107,15 +112,16 @@ def predict(options: argparse.Namespace, say: Callable[[str], None] = print) -> 
 
 def _picture_names(paths: Sequence[str]) -> list[str]:
   """For each image a name of its own: files of several folders may share theirs."""
-  names: list[str] = []
+  names: dict[str, None] = {}
+  numbers: dict[str, int] = {}
   for path in paths:
     stem = os.path.splitext(os.path.basename(path))[0]
-    name, number = f"{stem}_detections.png", 1
+    name = f"{stem}_detections.png"
     while name in names:
-      number += 1
-      name = f"{stem}_detections_{number}.png"
-    names.append(name)
-  return names
+      numbers[stem] = numbers.get(stem, 1) + 1
+      name = f"{stem}_detections_{numbers[stem]}.png"
+    names[name] = None
+  return list(names)
 
 
 if __name__ == "__main__":

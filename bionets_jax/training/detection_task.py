@@ -58,7 +58,7 @@ class Detection(Task):
     wanted = batch["present"] if self.difficult else batch["present"] & ~batch["difficult"]
     drawn, rng = jax.random.split(rng)
     found, new_state = self.model.apply(
-        {"params": params, **model_state}, normalized(batch["image"], batch["size"], self.mean, self.std), Objects(batch["boxes"], batch["label"], wanted),
+        {"params": params, **model_state}, self._images(batch), Objects(batch["boxes"], batch["label"], wanted),
         batch["size"], train=self.train_norm, rng=drawn, method="losses", mutable=list(model_state),
         rngs={"dropout": rng})
     return sum(found.values()), new_state, {f"loss_{name}": x for name, x in found.items()} | mean_alpha(params)
@@ -68,25 +68,36 @@ class Detection(Task):
     return {}
 
   def examples(self, params: Tree, model_state: Tree, batch: Batch) -> Batch:
-    """Detections and objects of each image, in pixels of the image as it was before it was made to fit."""
-    found = self.model.apply(
-        {"params": params, **model_state}, normalized(batch["image"], batch["size"], self.mean, self.std), batch["size"], method="detect")
+    """Detections and objects of each image, in pixels of the image as it was before it was made to fit.
+
+    'finite', (N,) bool, is whether all numbers are that the detector's parts gave: a score that is NaN is below any
+    threshold, so that it is in no detection.
+    """
+    found, parts = self.model.apply(
+        {"params": params, **model_state}, self._images(batch), batch["size"], method="detect",
+        mutable=["intermediates"], capture_intermediates=_is_part)
+    finite = [jnp.isfinite(x).reshape(len(batch["mask"]), -1).all(-1)
+              for x in jax.tree.leaves((parts, found.boxes, found.scores))]
     scale = jnp.tile(batch["scale"][:, None, ::-1], 2)  # of x, y, x, y
     keys = ("label", "present", "difficult", "index", "mask")
     return {"found_boxes": found.boxes / scale, "found_scores": found.scores, "found_labels": found.labels,
-            "found": found.present, "boxes": batch["boxes"] / scale, **{key: batch[key] for key in keys}}
+            "found": found.present, "finite": jnp.stack(finite).all(0), "boxes": batch["boxes"] / scale,
+            **{key: batch[key] for key in keys}}
 
   def measure(self, examples: dict[str, np.ndarray]) -> dict[str, float]:
     """Average precisions in percent: the mean over the classes by each protocol, and 'class/NAME', VOC07's of each.
 
-    What has no objects to be found is left out. Where a detection is not finite, neither is the mean that runs are
-    compared by.
+    What has no objects to be found is left out. Where an image's predictions are not finite, neither is the mean that
+    runs are compared by.
     """
-    if not all(np.isfinite(examples[name][examples["found"]]).all() for name in ("found_boxes", "found_scores")):
+    if not examples["finite"][examples["mask"] > 0].all():
       return {AP50_VOC07.key: math.nan}
     found = average_precision([self._picture(examples, i) for i in np.flatnonzero(examples["mask"])], self.class_names)
     each = zip((f"{OF_CLASS}{name}" for name in self.class_names), found.of_classes[AP50_VOC07.key], strict=True)
     return {name: float(value) for name, value in (*found.means.items(), *each) if np.isfinite(value)}
+
+  def _images(self, batch: Batch) -> jax.Array:
+    return normalized(batch["image"], batch["size"], self.mean, self.std)
 
   @staticmethod
   def _picture(examples: dict[str, np.ndarray], i: int) -> Picture:
@@ -94,3 +105,8 @@ class Detection(Task):
     return Picture(
         int(examples["index"][i]), *(examples[f"found_{key}"][i][found] for key in ("boxes", "scores", "labels")),
         *(examples[key][i][true] for key in ("boxes", "label", "difficult")))
+
+
+def _is_part(module: nn.Module, method: str) -> bool:
+  """Whether it is the call of one of the modules that a detector consists of."""
+  return len(module.path) == 1 and method == "__call__"

@@ -61,10 +61,8 @@ def find_first_fault(
   path, (_, size) = max(found.items(), key=lambda item: item[1][1])
   context = f"all variables were finite before the step, the largest {size:.3g} in {path}"
 
-  # Rematerialisation computes a block in a trace of its own, from which nothing can be brought out.
   task = copy.copy(task)
-  if getattr(task.model, "remat", ""):
-    task.model = task.model.clone(remat="")
+  task.model = _without_remat(task.model)
   forward = _Forward(task, accumulate)
   scale = state.loss_scale["scale"] if state.loss_scale else jnp.float32(1)
   run = jax.jit(forward, out_shardings=everywhere)
@@ -148,6 +146,15 @@ class _Forward:
       rng = jax.random.fold_in(rng, part)
       batch = jax.tree.map(lambda x: x.reshape(-1, n, *x.shape[1:])[:, part], batch)
     return self._task.train_losses(params, model_state, frozen, batch, step, rng)
+
+
+def _without_remat(model: nn.Module) -> nn.Module:
+  """Rematerialisation computes a block in a trace of its own, from which nothing can be brought out."""
+  if getattr(model, "remat", ""):
+    model = model.clone(remat="")
+  if isinstance(backbone := getattr(model, "backbone", None), nn.Module):  # a detector's
+    model = model.clone(backbone=_without_remat(backbone))
+  return model
 
 
 def _rows(tree: Tree, size: int) -> jax.Array:

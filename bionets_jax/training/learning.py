@@ -103,9 +103,12 @@ def _detection(config, pipeline, backbone, total, shared) -> Learned:
       train_norm=config.batch_norm != "frozen", difficult=config.data.difficult, **shared)
   if config.frozen:
     params = abstract_variables(model, pipeline.image_shape)["params"]
-    if not any(task.stays(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)):
-      raise ValueError(f"config.frozen={config.frozen!r} is found in no parameter's path, such as "
-                       f"{'/'.join(k.key for k in jax.tree_util.tree_leaves_with_path(params)[0][0])}")
+    paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    stay = sum(map(task.stays, paths))
+    if stay in (0, len(paths)):
+      found = "in every parameter's path, and nothing would be trained" if stay else "in no parameter's path"
+      raise ValueError(f"config.frozen={config.frozen!r} is found {found}; one is "
+                       f"{'/'.join(k.key for k in paths[0])}")
   return Learned(task, **inherited)
 
 

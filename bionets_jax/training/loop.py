@@ -8,6 +8,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -125,8 +126,8 @@ def train_together(
 
   Raises:
     As `train`.
-    NotTogether: with `must_fit`, and where runs that have come further than others would lose more than
-      what lies between two checkpoints.
+    NotTogether: with `must_fit`, where batches are of images of several shapes, and where runs that have come
+      further than others would lose more than what lies between two checkpoints.
   """
   start_up = StartUp()
   results: dict[str, Result] = {}
@@ -185,6 +186,8 @@ def _train(
   task, pipeline = setup.task, setup.pipeline
   if must_fit and count > 1 and not pipeline.resident:
     raise NotTogether("the images are streamed, and each run would decode them for itself")
+  if count > 1 and len({batch["image"][0][1:] for batch in pipeline.abstract_batches()}) > 1:
+    raise NotTogether("the images end in several shapes, and each run meets these in an order of its own")
   for run in runs:
     say(f"run         {run.workdir}")
   if count > 1:
@@ -249,10 +252,10 @@ def _train(
       if must_fit and count > 1 and out_of_memory(error):
         raise NotTogether(f"{count} runs side by side need more memory than the device has") from error
       raise
-    first = next(iter(compiled.values()))
-    if must_fit and not fits(first, setup.mesh.devices.flat[0]):
+    largest = compiled[max(compiled, key=math.prod)]
+    if must_fit and not fits(largest, setup.mesh.devices.flat[0]):
       raise NotTogether(f"{count} runs side by side need more memory than the device has")
-    say(overview.memory(first))
+    say(overview.memory(largest))
     say(f"{setup.total_steps - step} steps to go, {pipeline.steps_per_epoch} an epoch")
 
   if task.frozen and step == 0:

@@ -195,6 +195,11 @@ def _check_detector(config: ml_collections.ConfigDict, options: dict[str, Any]) 
         f"config.frozen={config.frozen!r} and config.batch_norm={config.batch_norm!r} keep what a backbone has "
         "learned, and config.model.weights is empty; give a workdir, a file or torchvision://..., or train all of it "
         "with config.frozen='' and config.batch_norm='global'")
+  elsewhere = {"kind": "config.detector.kind", "backbone": "config.model.name",
+               "backbone_options": "config.model.options", "num_classes": "the data", "dtype": "config.dtype"}
+  for key, place in elsewhere.items():
+    if key in config.detector.options:
+      raise ValueError(f"config.detector.options.{key}: leave it out, {place} decides")
   try:
     create_detector(config.detector.kind, config.model.name, backbone_options=options,
                     **config_lib.to_json(config.detector.options))

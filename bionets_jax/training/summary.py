@@ -1,6 +1,7 @@
 """What a finished run says of itself."""
 
 import json
+import math
 import os
 import subprocess
 from collections.abc import Mapping
@@ -188,7 +189,7 @@ def result_line(summary: dict[str, Any]) -> str:
   paper = summary["paper"].get(metric.key)
   def percent(values):
     # Without an object that counts there is no average precision.
-    return f"{values.get(metric.key, 0.0) if metric.larger else values[metric.key]:.2f} %"
+    return f"{values.get(metric.key, math.nan) if metric.larger else values[metric.key]:.2f} %"
   return (f"{network_of(summary)}, {metric.name} {percent(last)} at step {last['step']} "
           f"({metric.extreme} {percent(best)} at step {best['step']}"
           + (f"; {percent(test)} on the test set with the weights of step {test['step']}" if test else "")
