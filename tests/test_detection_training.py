@@ -1,6 +1,8 @@
 """Detectors in the one trainer: what is trained and what stays, devices, shapes, resuming, learning."""
 
+import json
 import os
+import pathlib
 import signal
 
 import jax
@@ -22,6 +24,7 @@ from bionets_jax.training.program import jit_init, jit_train_step
 from bionets_jax.training.setup import check_values, make_setup
 from bionets_jax.training.writer import read_metrics
 from bionets_jax.weights.native import save_native
+from configs.shapes_detection import get_config
 
 BACKBONE = dict(width=8, stage_sizes=(1, 1, 1, 1))
 SMALL = {
@@ -188,6 +191,29 @@ def test_four_devices_compute_what_one_does():
     np.testing.assert_allclose(one_parts[name], four_parts[name], rtol=1e-3, atol=1e-6)
   np.testing.assert_allclose(sum(v for k, v in one_parts.items() if k.startswith("loss_")), one, rtol=1e-5)
   assert one_ap.keys() == four_ap.keys() and one_ap["ap50_voc07"] == pytest.approx(four_ap["ap50_voc07"], abs=0.5)
+
+
+def test_a_detector_learns(tmp_path):
+  """The short form of benchmarks/detection_learning.py: 60 steps of the shipped config in small, from nothing."""
+  config = get_config("retinanet,ic_resnet18")
+  config.detector.options.update(channels=32, tower_depth=1)
+  config.data.eval_split, config.data.workers, config.batch_size = "test[:20]", 0, 8
+  config.data.train_transform, config.data.eval_transform = "flip|letterbox(96, 96)", "letterbox(96, 96)"
+  config.duration, config.log_every, config.eval_every = "60 steps", "10 steps", "1000 steps"
+  config.schedule.lr, config.schedule.warmup = 4e-4, "10 steps"
+  result = train(config, str(tmp_path / "run"), say=quiet, devices=jax.devices()[:1])
+  losses = [line["train/loss"] for line in read_metrics(f"{tmp_path}/run/metrics.jsonl") if "train/loss" in line]
+  assert losses[-1] < 0.85 * losses[0] and 0 <= result.summary["last"]["ap50"] <= 100
+
+
+def test_what_the_long_form_reached_is_what_the_readme_says():
+  root = pathlib.Path(__file__).parent.parent
+  runs = json.loads((root / "benchmarks/results/detection_learning.json").read_text())["runs"]
+  assert {one["run"] for one in runs} == {"retinanet,resnet18", "retinanet,ic_resnet18", "faster_rcnn,resnet18", "faster_rcnn,ic_resnet18"}
+  readme = (root / "README.md").read_text()
+  for one in runs:
+    assert one["ap50"] >= 80
+    assert f"| `{one['run']}` | {one['ap50']:.1f} | {one['ap']:.1f} | {one['minutes']:.0f} |" in readme
 
 
 def test_boxes_are_measured_in_pixels_of_the_picture_itself():
