@@ -33,7 +33,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                       help="of the pictures (default: WORKDIR/detections; ./detections for a weight file)")
   parser.add_argument("--least", type=float, default=0.3, metavar="X",
                       help="lowest score of what is shown, from 0 to 1 (default: 0.3)")
-  parser.add_argument("--json", default="", metavar="FILE", help="(default: OUT/detections.json)")
+  parser.add_argument("--json", default="", metavar="FILE",
+                      help="its name ends in .json (default: OUT/detections.json)")
   options = parser.parse_args(arguments)
   if not 0 <= options.least <= 1:
     parser.error(f"--least={options.least}: give a number from 0 to 1")
