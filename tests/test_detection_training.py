@@ -77,25 +77,40 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """(config, workdir, what it said and each program that was compiled, in order) of a run to its end."""
+  """(config, workdir, what it said and each program that was compiled, in order, the keys it read) of a whole run."""
   folder = tmp_path_factory.mktemp("detection")
-  config = small_config(compile_cache=f"{folder}/cache")
-  said = []
+  config = small_config(compile_cache=f"{folder}/cache", schedule__kind="step", optimizer__kind="rmsprop", schedule__lr=1e-4)
+  said, owners, read = [], {}, set()
 
   def compiled(event, duration, **_):
     if event == "/jax/core/compile/backend_compile_duration":
       said.append("compiled")
 
+  def note(node, prefix):
+    owners[id(node)] = prefix
+    for key, value in node.items():
+      if isinstance(value, ml_collections.ConfigDict):
+        note(value, f"{prefix}{key}.")
+
+  def recording(self, name):
+    if id(self) in owners:
+      read.add(owners[id(self)] + name)
+    return real(self, name)
+
+  note(config, "")
+  real = ml_collections.ConfigDict.__getattr__
   jax.monitoring.register_event_duration_secs_listener(compiled)
   try:
-    train(config, f"{folder}/whole", say=said.append, devices=jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(ml_collections.ConfigDict, "__getattr__", recording)
+      train(config, f"{folder}/whole", say=said.append, devices=jax.devices()[:1])
   finally:
     jax.monitoring.unregister_event_duration_listener(compiled)
-  return config, f"{folder}/whole", said
+  return config, f"{folder}/whole", said, read
 
 
 def test_nothing_is_compiled_once_each_shape_was_seen(whole):
-  config, workdir, said = whole
+  config, workdir, said, _ = whole
   setup = make_setup(config, jax.devices()[:1])
   shapes = {batch["image"][0] for batch in setup.pipeline.abstract_batches()}
   assert shapes == {(8, 32, 64, 3), (8, 64, 32, 3)}
@@ -110,7 +125,7 @@ def test_nothing_is_compiled_once_each_shape_was_seen(whole):
 
 
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(whole):
-  config, workdir, _ = whole
+  config, workdir, _, _ = whole
   cut = f"{workdir}_cut"
 
   def stop(text):
@@ -160,8 +175,9 @@ def test_what_is_frozen_stays_and_the_rest_learns(weights):
 
 def test_four_devices_compute_what_one_does():
   """Losses, and the whole split's average precision, of the same weights."""
-  config = small_config("faster_rcnn", data__eval_split="test[:12]", eval_batch_size=8,
+  config = small_config("faster_rcnn", data__eval_split="test[:12]", eval_batch_size=8, model__options__stage_sizes=(1, 1),
                         data__train_transform="letterbox(64, 64)", data__eval_transform="letterbox(64, 64)")
+  config.detector.options.strides = (4, 8)
   found = []
   for devices in (1, 4):
     setup = make_setup(config, jax.devices()[:devices])
@@ -256,28 +272,8 @@ def test_the_layer_at_fault_is_found_in_a_detector():
   assert found.layer.startswith("backbone/stem") and found.rows == (5,)
 
 
-def test_every_key_of_a_detection_config_is_read(tmp_path, monkeypatch, weights):
-  config = small_config(
-      duration="1 steps", ema_decay=0.9, optimizer__kind="rmsprop", optimizer__momentum=0.9, model__weights=weights[0],
-      data__train_transform="letterbox(64, 64)", data__eval_transform="letterbox(64, 64)")
-  owners, read = {}, set()
-
-  def note(node, prefix):
-    owners[id(node)] = prefix
-    for key, value in node.items():
-      if isinstance(value, ml_collections.ConfigDict):
-        note(value, f"{prefix}{key}.")
-
-  note(config, "")
-  real = ml_collections.ConfigDict.__getattr__
-
-  def recording(self, name):
-    if id(self) in owners:
-      read.add(owners[id(self)] + name)
-    return real(self, name)
-
-  monkeypatch.setattr(ml_collections.ConfigDict, "__getattr__", recording)
-  train(config, str(tmp_path / "w"), say=quiet, devices=jax.devices()[:1])
+def test_every_key_of_a_detection_config_is_read(whole):
+  config, _, _, read = whole
   known = {k for k in config_lib.flatten(config) if not k.startswith(("model.options", "detector.options", "paper"))}
   assert known - read == set()
 
