@@ -55,7 +55,7 @@ def row(name: str, summary: dict) -> dict:
   return {"run": name, "parameters": summary["parameters"], "steps": summary["steps"], "epochs": summary["epochs"],
           **{key: last[key] for key in ("ap50", "ap50_voc07", "ap75", "ap")},
           "classes": {key.removeprefix("class/"): value for key, value in last.items() if key.startswith("class/")},
-          "minutes": (summary["total_seconds"] + sum(summary["start_seconds"].values())) / 60}
+          "minutes": (summary["total_seconds"] + summary["start_seconds"]["total"]) / 60}
 
 
 def show(rows: list[dict]) -> None:
