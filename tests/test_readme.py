@@ -8,7 +8,7 @@ import pytest
 
 import bionets_jax as bn
 from bionets_jax.counting import count_layers
-from bionets_jax.training.config import classification_config, flatten, wld_config
+from bionets_jax.training.config import classification_config, detection_config, flatten, wld_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -29,12 +29,12 @@ def test_every_file_that_it_names_exists():
 
 
 def test_every_config_key_that_it_names_exists():
-  known = flatten(wld_config()) | flatten(classification_config())
+  known = flatten(wld_config()) | flatten(classification_config()) | flatten(detection_config())
   keys = set(re.findall(r"--config\.([\w.]+)=", TEXT)) - {"KEY"}
   keys |= {"batch_norm", "wld.distill", "model.options", "alpha_ramp_to", "accumulate", "ema_decay",
            "optimizer.decay", "dtype", "eval_batch_size"}
   for key in keys:
-    assert key in known or key.startswith("model.options."), key
+    assert key in known or key.startswith(("model.options.", "detector.options.")), key
 
 
 def test_make_targets_and_flags():
