@@ -14,6 +14,8 @@ from flax.traverse_util import flatten_dict
 from tiny import change
 
 import bionets_jax as bn
+from bionets_jax.data import make_voc
+from bionets_jax.detection import predict
 from bionets_jax.detection.average_precision import Picture, average_precision
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.config import detection_config
@@ -220,6 +222,30 @@ def test_a_detector_learns(tmp_path):
   result = train(config, str(tmp_path / "run"), say=quiet, devices=jax.devices()[:1])
   losses = [line["train/loss"] for line in read_metrics(f"{tmp_path}/run/metrics.jsonl") if "train/loss" in line]
   assert losses[-1] < 0.85 * losses[0] and 0 <= result.summary["last"]["ap50"] <= 100
+
+
+@pytest.mark.skipif(not os.environ.get("BIONETS_TEST_SLOW"), reason="BIONETS_TEST_SLOW is not set; 1 minute")
+def test_voc_from_its_files_to_predictions(tmp_path):
+  """Made-up pictures in VOC's folders, prepared as TFDS has them; trained on, stopped, gone on with, evaluated, used."""
+  assert make_voc.main([str(tmp_path)]) == 0
+  config = small_config(
+      data__name="voc", data__dir=str(tmp_path), data__train_split="2007/train+2012/train[:50%]",
+      data__eval_split="2007/test", batch_size=4, compile_cache=f"{tmp_path}/cache")
+  workdir = f"{tmp_path}/run"
+
+  def stop(text):
+    if text.startswith("step      3 ") and " train " in text:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  with pytest.raises(Interrupted):
+    train(config, workdir, say=stop, devices=jax.devices()[:1])
+  last = train(config, workdir, say=quiet, devices=jax.devices()[:1]).summary["last"]
+  assert last["step"] == 6 and {"class/person", "class/sofa"} <= last.keys()
+  assert evaluate_workdir(config, workdir, say=quiet)["ap50"] == last["ap50"]
+  images = sorted(map(str, (tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages").glob("*.jpg")))[:2]
+  assert predict.main([*images, f"--workdir={workdir}", "--least=0"]) == 0
+  written = json.loads((tmp_path / "run" / "detections" / "detections.json").read_text())
+  assert len(written["images"]) == 2 and len(os.listdir(tmp_path / "run" / "detections")) == 3
 
 
 def test_what_the_long_form_reached_is_what_the_readme_says():

@@ -89,7 +89,7 @@ class Progress:
           "time/data_wait": rates["data_wait"], "time/train_seconds": self._clock.train} | self.once)
     self.once = {}
     mean = mean_of_runs(found)
-    shown = {k: mean[k] for k in mean if k in _SHOWN or k.startswith("loss_")}
+    shown = {k: mean[k] for k in (*_SHOWN, *(k for k in mean if k.startswith("loss_"))) if k in mean}
     self._say(f"step {step:>6}  epoch {epoch:6.2f}  train {show(shown)}  lr {rate:.3g}  "
               f"{readable_rate(images)} img/s  MFU {100 * share:.1f} %  "
               f"data wait {100 * rates['data_wait']:.0f} %  left {readable(left)}")
