@@ -265,7 +265,7 @@ def test_every_smoke_variant_is_valid_and_needs_no_file():
 # One of each family; the others differ from one of these in the place of a unit or in numbers.
 SMOKE = [("cifar10_short", "1"), ("fp_resnet50_imagenet", "fp_resnet50"), ("fp_resnet_cifar10", "resnet32,011,single"), ("ic_resnet_imagenet", "ic_resnet18"),
          ("ic_resnet50_wld", "50_c"), ("ic_efficientnet_wld", "b0"), ("ic_cifar10", "ic_mobilenet"),
-         ("keffnet", "pet,keffnet"), ("ic_voc_detection", "retinanet,ic_resnet50"), ("shapes_detection", "faster_rcnn,resnet18")]
+         ("keffnet", "pet,keffnet"), ("ic_voc_detection", "faster_rcnn,ic_resnet50")]
 
 
 @pytest.mark.parametrize("name,argument", SMOKE)
