@@ -66,4 +66,3 @@ def measure(source, size: int, rounds: int) -> dict[str, float]:
     timed("copy to the batch", store, rows, flipped)
     del images, cuts, resized
   return {name: statistics.median(values) for name, values in found.items()}
-

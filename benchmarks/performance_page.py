@@ -1,13 +1,13 @@
-"""Writes the numbers of docs/performance.md from the JSON files in benchmarks/results.
+"""Writes the numbers of docs/performance.md and of README.md from the JSON files in benchmarks/results.
 
     python benchmarks/performance_page.py
 
-The page has prose, and between markers what this script puts there:
+The pages have prose, and between markers what this script puts there:
 
     <!-- networks: FILE.json -->...<!-- end -->              a table, of a kind of KINDS
     <!-- number: FILE.json PATH FORMAT -->...<!-- end -->    one number: keys joined by '/', as in '.2f'
 
-A file that is not there gives a note that nothing was measured; a test holds page and files together.
+A file that is not there gives a note that nothing was measured; a test holds pages and files together.
 """
 
 import json
@@ -21,6 +21,7 @@ from performance_tables import KINDS, table
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "performance.md"
+PAGES = PAGE, ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"<!-- (\w+): (.+?) -->(.*?)<!-- end -->", re.DOTALL)
 NOTHING = "(not measured yet)"
@@ -76,6 +77,14 @@ GOALS = (
          "rate/tf.data antialias/time vs ours/median", 1.0, at_least=True),
 )
 
+# README's table: name, file, path of the network's ratios.
+STEPS = tuple(
+    (name, f"networks_{family}.json", f"families/{family}/networks/{network}/sides/ours") for name, family, network in (
+        ("ResNet-20, batch 128", "cifar", "resnet20_cifar"), ("IC-ResNet-20", "cifar", "ic_resnet20_cifar"),
+        ("FP-ResNet-20 '001'", "cifar", "fp_resnet20_cifar"), ("ResNet-50, 224 pixels, batch 8", "resnet50", "resnet50"),
+        ("IC-ResNet-50", "resnet50", "ic_resnet50"), ("EfficientNet-B0, batch 8", "efficientnet", "efficientnet_b0"),
+        ("kEffNet-B0", "efficientnet", "keffnet_b0")))
+
 
 def rendered(page: str, results: pathlib.Path = RESULTS) -> str:
   """The page with everything between its markers made from the files in `results`.
@@ -93,11 +102,13 @@ def rendered(page: str, results: pathlib.Path = RESULTS) -> str:
         text = format(single(read(results / file), path, file), form)
     elif kind == "goals":  # of the files that GOALS names
       text = f"\n{goals(results)}\n"
+    elif kind == "steps":  # of those that STEPS names
+      text = f"\n{steps(results)}\n"
     elif kind in KINDS:
       found = results / arguments
       text = f"\n{KINDS[kind](read(found)) if found.exists() else NOTHING}\n"
     else:
-      raise ValueError(f"{match[0][:60]}: give number, goals, {' or '.join(KINDS)}")
+      raise ValueError(f"{match[0][:60]}: give number, goals, steps, {' or '.join(KINDS)}")
     return f"<!-- {kind}: {arguments} -->{text}<!-- end -->"
 
   return MARKED.sub(fill, page)
@@ -140,12 +151,23 @@ def goals(results: pathlib.Path) -> str:
   return table(rows)
 
 
+def steps(results: pathlib.Path) -> str:
+  """Training steps against PyTorch's, and against that of the plain network where it is another."""
+  rows = [["training step", "vs PyTorch", "vs the plain network"]]
+  for name, file, path in STEPS:
+    content = read(results / file) if (results / file).exists() else {}
+    found = [dict(values(content, f"{path}/{against}/median")) for against in ("vs torch", "vs plain")]
+    rows.append([name, *(_printed(next(iter(one.values()))) if one else "" for one in found)])
+  return table(rows)
+
+
 def main() -> int:
-  page = PAGE.read_text(encoding="utf-8")
-  new = rendered(page)
-  if new != page:
-    PAGE.write_text(new, encoding="utf-8")
-  print(f"{PAGE.relative_to(ROOT)}: {'written' if new != page else 'nothing new'}")
+  for path in PAGES:
+    page = path.read_text(encoding="utf-8")
+    new = rendered(page)
+    if new != page:
+      path.write_text(new, encoding="utf-8")
+    print(f"{path.relative_to(ROOT)}: {'written' if new != page else 'nothing new'}")
   return 0
 
 

@@ -5,27 +5,20 @@ Everything public hangs off this package and is imported on first use, so that
 imports the trainer, the data readers or the checkpointing behind it.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from bionets_jax.late import late_attributes
 
 __version__ = "0.1.0"
 
-# public name -> (module that holds it, attribute or None for the module itself)
-_LAZY = {
-    "ops": ("bionets_jax.ops", None),
-    "layers": ("bionets_jax.layers", None),
-    "models": ("bionets_jax.models", None),
-    "losses": ("bionets_jax.losses", None),
-    "surgery": ("bionets_jax.surgery", None),
-    "weights": ("bionets_jax.weights", None),
-    "create_model": ("bionets_jax.models", "create_model"),
-    "list_models": ("bionets_jax.models", "list_models"),
-    "transplant": ("bionets_jax.surgery", "transplant"),
-    "inherit": ("bionets_jax.surgery", "inherit"),
-    "count_parameters": ("bionets_jax.counting", "count_parameters"),
-    "count_macs": ("bionets_jax.counting", "count_macs"),
+# public name -> module that holds it, or that it is
+_LATE = {
+    **{name: f"bionets_jax.{name}" for name in ("ops", "layers", "models", "losses", "surgery", "weights")},
+    **dict.fromkeys(("create_model", "list_models"), "bionets_jax.models"),
+    **dict.fromkeys(("transplant", "inherit"), "bionets_jax.surgery"),
+    **dict.fromkeys(("count_parameters", "count_macs"), "bionets_jax.counting"),
 }
-__all__ = sorted(_LAZY)
+__all__ = sorted(_LATE)
 
 if TYPE_CHECKING:
   from bionets_jax import layers, losses, models, ops, surgery, weights
@@ -33,19 +26,7 @@ if TYPE_CHECKING:
   from bionets_jax.models import create_model, list_models
   from bionets_jax.surgery import inherit, transplant
 
-
-def __getattr__(name):
-  try:
-    module, attribute = _LAZY[name]
-  except KeyError:
-    raise AttributeError(
-        f"module 'bionets_jax' has no attribute {name!r}; it has {', '.join(__all__)}"
-    ) from None
-  value = importlib.import_module(module)
-  if attribute is not None:
-    value = getattr(value, attribute)
-  globals()[name] = value
-  return value
+__getattr__ = late_attributes(__name__, _LATE, __all__)
 
 
 def __dir__():

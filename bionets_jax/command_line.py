@@ -13,14 +13,13 @@ from ml_collections import config_flags
 from bionets_jax.config_files import load_config
 from bionets_jax.terminal import printable
 from bionets_jax.training import exit_status
-from bionets_jax.training.config import check_config, flatten, nearest
+from bionets_jax.training.config import OPTION_KEYS, check_config, flatten, nearest, within
 from bionets_jax.training.host_memory import keep_arenas_few
 from bionets_jax.training.ranges import unread
 
 USAGE = ("Usage: python launch.py --config=configs/quickstart.py [--workdir=DIR] [--mode=train|eval|largest_batch] "
          "[--distributed=off|auto|host:port,rank,count] [--config.KEY=VALUE ...]")
 FLAGS = flags.FLAGS
-_OPEN = ("model.options", "detector.options")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -78,12 +77,12 @@ def _new_options(argv: list[str], known: dict) -> tuple[list[str], dict]:
   wants every key declared. A value is a Python literal, or text.
   """
   # Without options there is the empty dict itself; a study has neither.
-  there = tuple(f"{part}." for part in _OPEN if any(key == part or key.startswith(f"{part}.") for key in known))
+  there = [part for part in OPTION_KEYS if any(within(key, [part]) for key in known)]
   rest, added = [], {}
   for argument in argv:
     key, equals, value = argument.lstrip("-").partition("=")
     key = key.removeprefix("config.")
-    if argument.startswith("-") and equals and key not in known and key.startswith(there):
+    if argument.startswith("-") and equals and key not in known and within(key, there):
       try:
         added[key] = ast.literal_eval(value)
       except (ValueError, SyntaxError):

@@ -37,7 +37,7 @@ def abstract_variables(model: nn.Module, image_shape: tuple[int, ...]) -> Mappin
   return jax.eval_shape(lambda x: model.init(jax.random.key(0), x, **options), images)
 
 
-def eval_mode(model: nn.Module) -> dict[str, bool]:
+def eval_mode(model: nn.Module) -> dict[str, Any]:
   """`train=False` as keyword arguments, for a network whose call takes `train`; else nothing."""
   takes = inspect.signature(type(getattr(model, "transplant_host", model)).__call__).parameters
   return {"train": False} if "train" in takes else {}
@@ -191,7 +191,8 @@ def _outside_layers(jaxpr: Any) -> Iterator[Any]:
 
 def _relu_or_pool(equation: Any) -> int:
   """What an equation costs by ptflops: a ReLU its outputs, a pool its inputs, anything else nothing."""
-  name, (x, *_) = equation.primitive.name, (*equation.invars, None)
+  name = equation.primitive.name
+  x: Any = next(iter(equation.invars), None)
   if _is_relu(equation) or name in ("reduce_window_max", "reduce_window_sum"):
     return x.aval.size
   if name == "reduce_sum" and tuple(equation.params["axes"]) == tuple(range(1, x.aval.ndim - 1)):

@@ -82,8 +82,8 @@ class Transplanted(nn.Module):
       if context.method_name != "__call__" or not any(isinstance(layer, rule.of) for rule in self.rules):
         return next_call(*args, **kwargs)
       # As in the network's own variables, wherever the twin itself stands.
-      path = layer.scope.path[len(self.scope.path):]
-      path = "/".join(path[1:] if path[:1] == ("transplant_host",) else path)
+      inside = _scope(layer).path[len(_scope(self).path):]
+      path = "/".join(inside[1:] if inside[:1] == ("transplant_host",) else inside)
       if any(path.startswith(f"{unit}/") for unit in units):
         return next_call(*args, **kwargs)  # a layer of a unit
       seen.append((path, layer))
@@ -142,7 +142,7 @@ def transplant(
     raise ValueError(f"transplant: give a module class, a functools.partial of one or a function from layer to "
                      f"module; got {'None' if unit is None else f'an instance of {type(unit).__name__}'}")
   needed = {"conv": (nn.Conv, Conv), "pointwise": (nn.Conv, Conv), "dense": (nn.Dense,)}.get(
-      getattr(unit_class(unit), "replaces", None))
+      getattr(unit_class(unit), "replaces", ""))
   if needed and not all(issubclass(cls, needed) for cls in of):
     raise ValueError(f"transplant: {_name(unit)} replaces {PLACES[unit_class(unit).replaces]}, not "
                      f"{', '.join(cls.__name__ for cls in of)}")
@@ -173,6 +173,12 @@ def _build(unit: Callable, layer: nn.Module, path: str) -> nn.Module:
       raise ValueError(f"transplant: {type(layer).__name__} '{path}' has {field.name}={value!r}, which "
                        f"{cls.__name__} does not know; leave it out with `where`")
   return unit(**arguments, parent=None)
+
+
+def _scope(module: nn.Module) -> flax.core.Scope:
+  """Where the variables of a module are that is being called."""
+  assert module.scope is not None
+  return module.scope
 
 
 def _name(unit: Callable) -> str:
@@ -229,7 +235,7 @@ class Inheritance:
         sums.setdefault(part, collections.Counter())[kind] += math.prod(tree[path].shape)
         if kind == "new":
           names[part][path.split("/")[-1]] += 1
-    rows = [("part", "copied", "new", "not used", "new leaves")]
+    rows: list[tuple[str, ...]] = [("part", "copied", "new", "not used", "new leaves")]
     for part in sorted(sums, key=_natural):
       leaves = ", ".join(f"{n} {name}" if n > 1 else name for name, n in names[part].items())
       rows.append((part, *(f"{sums[part][kind]:,}" for kind in kinds), leaves))
@@ -254,8 +260,8 @@ def inherit(base: Mapping[str, Any], twin: Mapping[str, Any]) -> Inheritance:
   Raises:
     ValueError: if nothing at all fits.
   """
-  old = {"/".join(k): v for k, v in flatten_dict(nn.meta.unbox(flax.core.unfreeze(base))).items()}
-  new = {"/".join(k): v for k, v in flatten_dict(nn.meta.unbox(flax.core.unfreeze(twin))).items()}
+  old = {"/".join(k): v for k, v in flatten_dict(nn.meta.unbox(flax.core.unfreeze(dict(base)))).items()}
+  new = {"/".join(k): v for k, v in flatten_dict(nn.meta.unbox(flax.core.unfreeze(dict(twin)))).items()}
   sources = {}
   for path, leaf in new.items():
     for source in (path, _inside_kconv(path, new, old)):
@@ -278,8 +284,8 @@ def _inside_kconv(path: str, new: Mapping[str, Any], old: Mapping[str, Any]) -> 
   if not match:
     return None
   collection, layer, child, leaf = match.groups()
-  kernels = new.get(f"params/{layer}/conv1/kernel"), old.get(f"params/{layer}/kernel")
-  if any(k is None for k in kernels) or kernels[0].shape != kernels[1].shape:
+  grouped, plain = new.get(f"params/{layer}/conv1/kernel"), old.get(f"params/{layer}/kernel")
+  if grouped is None or plain is None or grouped.shape != plain.shape:
     return None
   if child == "conv1":
     return f"{collection}/{layer}/{leaf}"

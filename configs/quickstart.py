@@ -18,7 +18,7 @@ from bionets_jax.training.config import classification_config, wld_config
 
 
 def get_config() -> ml_collections.ConfigDict:
-  base = _on_digits(classification_config())
+  base = on_digits(classification_config())
   base.model.name = "resnet20_cifar"
   base.duration = "30 epochs"
   base.schedule.lr = 0.1
@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
   ic_scratch.model.name = "ic_resnet20_cifar"
   ic_scratch.model.options.alpha = "1.0"
 
-  ic_wld = _on_digits(wld_config())
+  ic_wld = on_digits(wld_config())
   ic_wld.model.name = "ic_resnet20_cifar"
   ic_wld.model.options.alpha = "learned"
   ic_wld.teacher.weights = "run:base"
@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
   return config
 
 
-def _on_digits(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def on_digits(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   config.data.name = "digits"
   config.data.train_transform = "pad_crop(1)"
   if config.task == "classification":

@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 BITS = "100", "010", "001", "110", "101", "011"
 ARGUMENTS = {
     "quickstart": [""],
+    "fp_digits": [""],
     "cifar10_short": ["", "2", "0.5"],
     "fp_resnet_cifar10": [
         "", *(f"{unit}resnet{depth}" for depth in (20, 32, 44, 56) for unit in ("", "ic_")),
@@ -40,6 +41,7 @@ ARGUMENTS = {
         "", ",baseline", ",keffnet", ",k0", ",k1"))],
     "ic_voc_detection": ["", *(f"{kind},{unit}resnet50" for kind in ("faster_rcnn", "retinanet") for unit in ("", "ic_")),
                          "table5"],
+    "own_images": ["", "resnet101", "ic_resnet50", "ic_resnet34,wld", "ic_resnet18,scratch", "keffnet_b0,scratch", "fp_resnet50,scratch"],
     "shapes_detection": ["", *(f"{kind},{unit}resnet18" for kind in ("faster_rcnn", "retinanet") for unit in ("", "ic_")),
                          "all"],
 }
@@ -101,7 +103,14 @@ def test_a_slip_in_an_argument_is_answered_with_what_comes_near():
       get(name, argument)
 
 
-@pytest.mark.parametrize("name", [n for n in ARGUMENTS if n not in ("quickstart", *DETECTION)])
+def test_own_images_are_named_once_for_both_runs_of_the_study():
+  config = get("own_images", "ic_resnet18,wld")
+  for key, value in (("dir", "photos"), ("train_split", "train"), ("eval_split", "val")):
+    config.runs.base.data[key] = value
+    assert config.runs.ic_wld.data[key] == value
+
+
+@pytest.mark.parametrize("name", [n for n in ARGUMENTS if n not in ("quickstart", "fp_digits", "own_images", *DETECTION)])
 def test_the_docstring_has_the_exact_number_of_parameters(name):
   """In each row of its tables that begins with an argument, or with the name of a run.
 

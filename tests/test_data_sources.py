@@ -66,6 +66,39 @@ def test_folder_is_sorted_and_skips_what_is_no_image(folder):
   assert found[0][0] == (folder / "train/a/x.png").read_bytes()
 
 
+def test_parts_of_a_folder(folder, tmp_path):
+  """They have nothing in common, are all of it together, and are of each class; 'all' needs no folder for a split."""
+  photos = tmp_path / "photos"
+  for i in range(10):
+    for name in ("cat", "dog"):
+      write_image(photos / name / f"2026-01-0{i}.jpg", i)
+
+  def files(split):
+    source = open_source("folder", split, str(photos))
+    assert source.class_names == ("cat", "dog")
+    return [source.key(i).removeprefix(f"{photos}/") for i in range(len(source))]
+
+  whole, train, held_out = files("all"), files("all[:80%]"), files("all[80%:]")
+  assert (len(whole), len(train), len(held_out)) == (20, 16, 4)
+  assert sorted(train + held_out) == whole and train == sorted(train)
+  assert [sum(name.startswith(c) for name in held_out) for c in ("cat", "dog")] == [2, 2]
+  assert held_out != [f"{c}/2026-01-0{i}.jpg" for c in ("cat", "dog") for i in (8, 9)]  # not the newest
+  before = set(train)
+  write_image(photos / "cat" / "zebra.jpg", 0)  # one more moves at most what lies at the border
+  assert len(before - set(files("all[:80%]"))) <= 1
+  assert len(open_source("folder", "train[:1]", str(folder))) == 3  # one of each class
+
+  for part in ("many", "12", "1shard"):
+    with pytest.raises(ValueError, match=rf"cat: \[:{part}\] is no part of 11 examples; write '\[:90%\]'"):
+      files(f"all[:{part}]")
+  with pytest.raises(ValueError, match="is empty"):
+    files("all[:0]")
+  with pytest.raises(FileNotFoundError, match="'al'.*that holds the classes themselves is 'all'"):
+    files("al[:80%]")
+  with pytest.raises(ValueError, match="no images in 3 of 3.*holds folders: is it a split"):
+    open_source("folder", "all", str(folder))
+
+
 def test_folder_survives_pickling(folder):
   source = open_source("folder", "val", str(folder))
   copy = pickle.loads(pickle.dumps(source))

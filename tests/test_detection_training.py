@@ -126,16 +126,18 @@ def test_nothing_is_compiled_once_each_shape_was_seen(whole):
   assert "compiled" not in said[steps[-1]:second]
 
 
+def stop_after_three(text):
+  """What a run says; SIGTERM once it has made three steps."""
+  if text.startswith("step      3 ") and " train " in text:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_a_run_that_was_stopped_ends_with_the_same_bytes(whole):
   config, workdir, _, _ = whole
   cut = f"{workdir}_cut"
 
-  def stop(text):
-    if text.startswith("step      3 ") and " train " in text:
-      os.kill(os.getpid(), signal.SIGTERM)
-
   with pytest.raises(Interrupted):
-    train(config, cut, say=stop, devices=jax.devices()[:1])
+    train(config, cut, say=stop_after_three, devices=jax.devices()[:1])
   summary = train(config, cut, say=quiet, devices=jax.devices()[:1]).summary
   for name in ("weights.safetensors",):
     with open(f"{workdir}/{name}", "rb") as one, open(f"{cut}/{name}", "rb") as other:
@@ -233,12 +235,8 @@ def test_voc_from_its_files_to_predictions(tmp_path):
       data__eval_split="2007/test", batch_size=4, compile_cache=f"{tmp_path}/cache")
   workdir = f"{tmp_path}/run"
 
-  def stop(text):
-    if text.startswith("step      3 ") and " train " in text:
-      os.kill(os.getpid(), signal.SIGTERM)
-
   with pytest.raises(Interrupted):
-    train(config, workdir, say=stop, devices=jax.devices()[:1])
+    train(config, workdir, say=stop_after_three, devices=jax.devices()[:1])
   last = train(config, workdir, say=quiet, devices=jax.devices()[:1]).summary["last"]
   assert last["step"] == 6 and {"class/person", "class/sofa"} <= last.keys()
   assert evaluate_workdir(config, workdir, say=quiet)["ap50"] == last["ap50"]
@@ -248,14 +246,14 @@ def test_voc_from_its_files_to_predictions(tmp_path):
   assert len(written["images"]) == 2 and len(os.listdir(tmp_path / "run" / "detections")) == 3
 
 
-def test_what_the_long_form_reached_is_what_the_readme_says():
+def test_what_the_long_form_reached_is_what_the_page_says():
   root = pathlib.Path(__file__).parent.parent
   runs = json.loads((root / "benchmarks/results/detection_learning.json").read_text())["runs"]
   assert {one["run"] for one in runs} == {"retinanet,resnet18", "retinanet,ic_resnet18", "faster_rcnn,resnet18", "faster_rcnn,ic_resnet18"}
-  readme = (root / "README.md").read_text()
+  page = (root / "docs/detection.md").read_text()
   for one in runs:
     assert one["ap50"] >= 80
-    assert f"| `{one['run']}` | {one['ap50']:.1f} | {one['ap']:.1f} | {one['minutes']:.0f} |" in readme
+    assert f"| `{one['run']}` | {one['ap50']:.1f} | {one['ap']:.1f} | {one['minutes']:.0f} |" in page
 
 
 def test_boxes_are_measured_in_pixels_of_the_picture_itself():

@@ -1,4 +1,4 @@
-"""docs/performance.md says what the files in benchmarks/results say, and quotes nothing else."""
+"""docs/performance.md and README.md say what the files in benchmarks/results say, and quote nothing else."""
 
 import json
 import pathlib
@@ -17,8 +17,10 @@ from performance_tables import KINDS  # noqa: E402
 PAGE = script.PAGE.read_text(encoding="utf-8")
 
 
-def test_the_page_is_what_the_files_say():
-  assert script.rendered(PAGE) == PAGE, "run python benchmarks/performance_page.py"
+def test_the_pages_are_what_the_files_say():
+  for path in script.PAGES:
+    page = path.read_text(encoding="utf-8")
+    assert script.rendered(page) == page, "run python benchmarks/performance_page.py"
   assert len(script.MARKED.findall(PAGE)) >= 5
   assert PAGE.count("<!-- end -->") == len(script.MARKED.findall(PAGE))
 
@@ -109,5 +111,5 @@ def test_what_the_page_asks_for_must_be_there(tmp_path):
   (tmp_path / "networks_cifar.json").write_text(json.dumps(NETWORKS))
   with pytest.raises(ValueError, match="0 numbers at 'families/none'"):
     script.rendered("<!-- number: networks_cifar.json families/none .2f --><!-- end -->", tmp_path)
-  with pytest.raises(ValueError, match="give number, goals, units"):
+  with pytest.raises(ValueError, match="give number, goals, steps, units"):
     script.rendered("<!-- network: networks_cifar.json --><!-- end -->", tmp_path)

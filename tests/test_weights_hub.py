@@ -92,7 +92,7 @@ def test_downloads(hub, tmp_path):
     url = f"{variables.get('HF_ENDPOINT', hub.url)}/me/none/resolve/v2"
     assert missing.startswith("FileNotFoundError: hf://me/none@v2: the hub cannot be reached (")
     assert f"Fetch {url}/model.safetensors elsewhere, {url}/config.json too" in missing
-    assert "--config.teacher.weights=/path/model.safetensors" in missing
+    assert "/path/model.safetensors, in place of the address" in missing
 
 
 def test_what_the_hub_refuses(hub, tmp_path):

@@ -175,9 +175,9 @@ def test_another_file_is_refused_by_name_and_removed(published, server, body, fa
 
 def check_offline(error, published, url):
   text = str(error.value)
-  assert f"Fetch {url}/{published.name} elsewhere" in text and f"put it to {published}" in text
+  assert f"Fetch {url}/{published.name} elsewhere" in text and f"put it at {published}" in text
   assert f"SHA-256 begins with {published.stem.rpartition('-')[2]}" in text
-  assert f"--config.teacher.weights=/path/{published.name}" in text
+  assert f"/path/{published.name}, in place of the address" in text
 
 
 def test_without_a_network_the_message_says_what_to_do(published, server, monkeypatch):

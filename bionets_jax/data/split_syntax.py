@@ -27,6 +27,21 @@ def years_of(name, split, known):
   return parts
 
 
+def part_of(brackets, count):
+  """Returns the slice of `count` examples that '[:90%]' stands for; ValueError for what is none."""
+  import tensorflow_datasets as tfds
+
+  known = tfds.core.SplitDict([tfds.core.SplitInfo(name="split", shard_lengths=[count], num_bytes=0)])
+  try:
+    if "shard" in brackets:
+      raise ValueError("there are no files of several examples")
+    (part,) = tfds.core.ReadInstruction.from_spec(f"split{brackets}").to_absolute(known)
+  except (ValueError, KeyError, AssertionError, NotImplementedError) as error:
+    raise ValueError(
+        f"{brackets} is no part of {count} examples; write '[:90%]', '[90%:]' or '[10:20]'") from error
+  return slice(part.from_, part.to)
+
+
 def examples_of(splits, split, name):
   """Returns the (split, position) pairs that 'train[:90%]+test' stands for, in its order."""
   import tensorflow_datasets as tfds

@@ -7,8 +7,9 @@
 `python -m bionets_jax.detection.predict --help` is the command line.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from bionets_jax.late import late_attributes
 
 if TYPE_CHECKING:
   from bionets_jax.detection.create import DETECTORS, create_detector
@@ -22,11 +23,4 @@ _LATE = {
     "Finder": "bionets_jax.detection.finding",
 }
 __all__ = ["DETECTORS", "Finder", "LoadedDetector", "create_detector", "load"]
-
-
-def __getattr__(name):
-  if name not in _LATE:
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-  value = getattr(importlib.import_module(_LATE[name]), name)
-  globals()[name] = value
-  return value
+__getattr__ = late_attributes(__name__, _LATE, __all__)

@@ -58,14 +58,14 @@ class Anchors:
     """Those of one cell, (per_cell, 4), around 0."""
     # In float32, since torchvision rounds what it computes in float32.
     root = np.sqrt(np.asarray(self.ratios, np.float32))
-    sizes = np.asarray(sizes, np.float32)
-    height, width = (root[:, None] * sizes).ravel(), ((1 / root)[:, None] * sizes).ravel()
+    side = np.asarray(sizes, np.float32)
+    height, width = (root[:, None] * side).ravel(), ((1 / root)[:, None] * side).ravel()
     cell = np.stack([-width, -height, width, height], axis=1) / 2
     return np.round(cell) if self.rounded else cell
 
 
 def _grid(shape: Sequence[int], apart: Sequence[int], cell: np.ndarray) -> np.ndarray:
-  y, x = np.mgrid[:shape[0], :shape[1]].reshape(2, -1).astype(np.float32) * np.float32(apart)[:, None]
+  y, x = np.mgrid[:shape[0], :shape[1]].reshape(2, -1).astype(np.float32) * np.array(apart, np.float32)[:, None]
   return (np.stack([x, y, x, y], axis=1)[:, None] + cell).reshape(-1, 4)
 
 

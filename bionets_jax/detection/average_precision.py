@@ -8,7 +8,7 @@ is the same number.
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
   true_boxes: (G, 4); true_labels: (G,) int; difficult: (G,) bool.
   """
 
-  index: int
+  index: int  # type: ignore[assignment]  # tuple's own is not used
   boxes: np.ndarray
   scores: np.ndarray
   labels: np.ndarray
@@ -140,8 +140,9 @@ def _sampled(recall: np.ndarray, precision: np.ndarray, points: np.ndarray) -> f
 
 
 def _joined(pictures: Sequence[Picture], name: str) -> np.ndarray:
-  kind, empty = {"boxes": (np.float64, (0, 4)), "scores": (np.float64, 0), "labels": (np.int64, 0),
-                 "difficult": (bool, 0)}[name.removeprefix("true_")]
+  forms: dict[str, tuple[Any, Any]] = {
+      "boxes": (np.float64, (0, 4)), "scores": (np.float64, 0), "labels": (np.int64, 0), "difficult": (bool, 0)}
+  kind, empty = forms[name.removeprefix("true_")]
   return np.concatenate([np.empty(empty, kind), *(np.asarray(getattr(p, name), kind) for p in pictures)])
 
 

@@ -1,8 +1,7 @@
 """`create_detector`: a detector on any backbone that has features of the strides that it needs."""
 
 import dataclasses
-import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from bionets_jax.detection.detector import LAYOUTS, Detector
 from bionets_jax.detection.faster_rcnn import FasterRCNN
 from bionets_jax.detection.retinanet import RetinaNet
-from bionets_jax.models import create_model
+from bionets_jax.models import create_model, nearest
 from bionets_jax.models.fields import check_fields
 
 _KINDS: dict[str, type[Detector]] = {"faster_rcnn": FasterRCNN, "retinanet": RetinaNet}
@@ -43,13 +42,13 @@ def create_detector(
       type or out of range; for a backbone without a stage of one of the strides.
   """
   if kind not in _KINDS:
-    raise ValueError(f"unknown detector {kind!r}{_nearest(kind, DETECTORS)}; known: {', '.join(DETECTORS)}")
+    raise ValueError(f"unknown detector {kind!r}{nearest(kind, DETECTORS)}; known: {', '.join(DETECTORS)}")
   if layout not in LAYOUTS:
     raise ValueError(f"layout={layout!r}: give {' or '.join(map(repr, LAYOUTS))}")
   known = [field.name for field in dataclasses.fields(_KINDS[kind]) if field.name not in _SET_HERE]
   for key in overrides:
     if key not in known:
-      raise ValueError(f"{kind!r} has no option {key!r}{_nearest(key, known)}; it has {', '.join(known)}")
+      raise ValueError(f"{kind!r} has no option {key!r}{nearest(key, known)}; it has {', '.join(known)}")
   backbone_options = dict(backbone_options or {})
   for key in ("num_classes", "dtype"):
     if key in backbone_options:
@@ -86,8 +85,3 @@ def find_stages(backbone: nn.Module, strides: Sequence[int], name: str) -> tuple
       raise ValueError(f"{name!r} has no stage of stride {stride}; its strides are {of}. Take another backbone or, as "
                        "far as images are small enough, strides= of these")
   return tuple(has[stride] for stride in strides)
-
-
-def _nearest(word: str, known: Collection[str]) -> str:
-  near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
-  return f" (did you mean {', '.join(map(repr, near))}?)" if near else ""

@@ -137,9 +137,9 @@ class FasterRCNN(Detector):
     levels, anchors = self.features(images, train), self.anchors(images.shape[1:3])
     first = [self.proposals(x) for x in levels]
     every = jnp.concatenate(anchors)
-    one = functools.partial(
-        proposal_losses, anchors=every, number=self.anchor_samples, share=0.5, beta=self.beta,
-        **(dict(rescue="nearest", least=0.0) if self.as_torchvision else dict(rescue="own", least=0.3)))
+    rescue, least = ("nearest", 0.0) if self.as_torchvision else ("own", 0.3)
+    one = functools.partial(proposal_losses, anchors=every, number=self.anchor_samples, share=0.5, beta=self.beta,
+                            rescue=rescue, least=least)
     objectness, off, number = jax.vmap(one)(
         rngs[0], Objectness(*(jnp.concatenate(x, axis=1) for x in zip(*first, strict=True))),
         self.inside(every, sizes), objects)

@@ -62,8 +62,8 @@ class Finder:
     padded, size, scale = self._letterbox.fit(image)
     found = Detections(*(np.asarray(x)[0] for x in self._detect(self._variables, padded[None], size[None])))
     height, width = image.shape[:2]
-    boxes = np.clip(found.boxes / scale[[1, 0, 1, 0]], 0, np.float32([width, height, width, height]))
-    return Found(*(x[found.present] for x in (boxes, found.scores, found.labels)))
+    boxes = np.clip(found.boxes / scale[[1, 0, 1, 0]], 0, np.array([width, height, width, height], np.float32))
+    return Found(*(np.asarray(x)[found.present] for x in (boxes, found.scores, found.labels)))
 
 
 def read_upright(path: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from bionets_jax.data.grammar import parse_transforms
 from bionets_jax.data.letterbox import Letterbox
 from bionets_jax.detection.create import create_detector
 from bionets_jax.models import create_model
+from bionets_jax.weights.detectors import is_detector
 from bionets_jax.weights.loading import build_own, of_few_blocks
 from bionets_jax.weights.native import find_weights, load_native
 from bionets_jax.weights.preprocessing import Preprocessing
@@ -55,7 +56,7 @@ def load(source: str | os.PathLike, *, dtype: Any = None) -> LoadedDetector:
   source = os.fspath(source)
   path = find_weights(source) if os.path.isdir(source) else source
   variables, about = load_native(path)
-  if about.get("task") != "detection":
+  if not is_detector(about):
     raise ValueError(
         f"{path} holds a network for classification ({about['model']}); bionets_jax.weights.load loads it")
 

@@ -14,7 +14,7 @@ class Match(NamedTuple):
   negative: (N,) bool, it stands for the background. Boxes that are neither are in no loss.
   """
 
-  index: jax.Array
+  index: jax.Array  # type: ignore[assignment]  # tuple's own is not used
   positive: jax.Array
   negative: jax.Array
 
@@ -68,7 +68,7 @@ class Sample(NamedTuple):
   present: (S,) bool; there were no more boxes for the others.
   """
 
-  index: jax.Array
+  index: jax.Array  # type: ignore[assignment]  # tuple's own is not used
   positive: jax.Array
   present: jax.Array
 

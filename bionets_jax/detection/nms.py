@@ -11,7 +11,7 @@ from bionets_jax.detection.boxes import iou
 class Kept(NamedTuple):
   """index: (limit,) int32 into the boxes, by falling score; present: (limit,) bool, false behind the last."""
 
-  index: jax.Array
+  index: jax.Array  # type: ignore[assignment]  # tuple's own is not used
   present: jax.Array
 
 

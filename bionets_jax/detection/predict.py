@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from bionets_jax.terminal import printable
+from bionets_jax.terminal import run_command
 
 _EPILOGUE = """\
 Each image is written to OUT/IMAGE_detections.png with what was found in it, and everything to one
@@ -51,15 +51,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
   """Parses, predicts, prints; returns the exit status."""
   options = parse(arguments)
-  try:
-    failed = predict(options, say=lambda text: print(printable(text), flush=True))
-  except (ValueError, OSError) as error:
-    print(printable(f"error: {error}"), file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
-    print("stopped; there is no JSON file of these images", file=sys.stderr)
-    return 1
-  return 1 if failed else 0
+  return run_command(lambda say: int(predict(options, say=say) > 0),
+                     stopped="stopped; there is no JSON file of these images")
 
 
 def predict(options: argparse.Namespace, say: Callable[[str], None] = print) -> int:

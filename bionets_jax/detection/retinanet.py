@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bionets_jax.detection import boxes as box
 from bionets_jax.detection.anchors import Anchors, octaves
@@ -130,7 +131,7 @@ def _sums(logits, deltas, objects, usable, *, anchors, high, low, rescue):
 
 
 def detections_of(
-    predicted: Predictions, anchors: Sequence[jax.Array], sizes: jax.Array, usable: jax.Array, *,
+    predicted: Predictions, anchors: Sequence[np.ndarray], sizes: jax.Array, usable: jax.Array, *,
     candidates: int = 1000, least: float = 0.05, threshold: float = 0.5, limit: int = 100,
 ) -> Detections:
   """The boxes that predictions stand for.

@@ -15,6 +15,7 @@ classes they were trained for. Without options on the run's own test set, as the
   python -m bionets_jax.evaluate WORKDIR
   python -m bionets_jax.evaluate WORKDIR --transform='resize(256)|ten_crop(224)'
   python -m bionets_jax.evaluate WORKDIR --data=imagenet_v2/matched-frequency --split=test
+  python -m bionets_jax.evaluate WORKDIR --confusion
   python -m bionets_jax.evaluate WORKDIR --real-labels=real.json
   python -m bionets_jax.evaluate WORKDIR --robustness
   python -m bionets_jax.evaluate WORKDIR --jpeg=90,50 --fgsm=1,4 --limit=1000
@@ -63,6 +64,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
                     help="images that may be unreadable; they are left out, and counted (default: 0)")
 
   how = parser.add_argument_group("what is measured")
+  how.add_argument("--confusion", action="store_true",
+                   help="also which classes are taken for which, the error of each class, and the images that are "
+                        "taken for another one")
   how.add_argument("--real-labels", default="", metavar="FILE",
                    help="real.json of Beyer et al. 2020: also the error by the reassessed labels of "
                         "ImageNet's validation images, those without one left out")
@@ -91,6 +95,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.error(f"--seed={options.seed}: give a number from 0 to 2**32 - 1")
   if options.real_labels and options.disturbances:
     parser.error("--real-labels goes with undisturbed images; leave one of the two out")
+  if options.confusion and (options.real_labels or options.disturbances):
+    parser.error("--confusion goes with undisturbed images and one label each; leave the other options out")
   if os.path.basename(options.name) != options.name:
     parser.error(f"--name={options.name}: a name without folders; --out names the folder")
   if "://" not in options.weights and not os.path.exists(options.weights):

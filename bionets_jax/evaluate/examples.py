@@ -163,5 +163,6 @@ def check_classes(have: tuple[str, ...], source: Source, path: str) -> None:
 
 
 def file_stem(text: str) -> str:
-  """A part of a file's name from any text: 'test[:90%]' -> 'test-90'."""
+  """A part of a file's name from any text: 'test[:90%]' -> 'test-to-90', 'test[90%:]' -> 'test-from-90'."""
+  text = re.sub(r"\[:([^\]:]+)\]", r"[to \1]", re.sub(r"\[([^\]:]+):\]", r"[from \1]", text))
   return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-.")

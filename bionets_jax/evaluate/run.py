@@ -1,7 +1,9 @@
 """What the command line asks for: data and weights together, measured, printed and written."""
 
 import argparse
+import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ import jax
 
 import bionets_jax
 from bionets_jax.evaluate import robustness
+from bionets_jax.evaluate.confusion import ConfusionTask, confusion, in_words
 from bionets_jax.evaluate.examples import Annotated, Examples, check_classes, file_stem
 from bionets_jax.evaluate.network import Weights, make_task, read_weights
 from bionets_jax.evaluate.real_labels import RealLabels, RealTask, read_real_labels, real_error
@@ -18,18 +21,22 @@ from bionets_jax.training import evaluation
 from bionets_jax.training.devices import describe_devices, make_mesh, replicated
 from bionets_jax.training.side_by_side import over_runs
 from bionets_jax.training.state import make_eval_step
-from bionets_jax.training.summary import show, source_version, write_json
+from bionets_jax.training.summary import show, source_version
 from bionets_jax.training.tasks import CROP_AVERAGES
 from bionets_jax.weights.locate import is_remote
 from bionets_jax.weights.native import LAYOUT
+from bionets_jax.weights.whole import write_whole
 
 
-def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) -> dict[str, Any]:
+def evaluate(
+    options: argparse.Namespace, say: Callable[[str], None] = print, *, write: bool = True
+) -> dict[str, Any]:
   """Evaluates, and writes NAME.json.
 
   Args:
     options: see `command_line.parse`.
     say: told of the progress and the result.
+    write: False for nothing written, and no result said.
 
   Returns:
     What the file holds.
@@ -85,8 +92,10 @@ def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) ->
       **results, "batch_size": batch_size, "dtype": dtype, "devices": describe_devices(mesh),
       "versions": {"bionets_jax": bionets_jax.__version__, "jax": jax.__version__, "flax": flax.__version__},
       "commit": source_version()}
+  if not write:
+    return content
   os.makedirs(folder, exist_ok=True)
-  write_json(path, content)
+  write_whole({path: _as_json(content)})
   if levels:
     from bionets_jax.evaluate.figure import plot
     say(robustness.as_text(results))
@@ -94,6 +103,8 @@ def evaluate(options: argparse.Namespace, say: Callable[[str], None] = print) ->
     say(f"written to {path} and .png")
   else:
     say(f"{where}: {_in_words(results['clean'])}")
+    if options.confusion:
+      say(in_words(results["confusion"]))
     say(f"written to {path}")
   return content
 
@@ -133,6 +144,8 @@ def default_name(options: argparse.Namespace, data: Mapping[str, str], levels: M
     parts.append(f"first {options.limit}")
   if options.real_labels:
     parts.append("real")
+  if options.confusion:
+    parts.append("confusion")
   if options.robustness:
     parts.append("robustness")
   elif levels:
@@ -142,26 +155,43 @@ def default_name(options: argparse.Namespace, data: Mapping[str, str], levels: M
 
 def _clean(task, variables, examples, levels, options, say) -> dict[str, Any]:
   del levels
-  batches, measured = None, task
+  batches, measured, kept = None, task, {}
   if options.real_labels:
     labels = RealLabels(
         read_real_labels(options.real_labels, examples.source.num_classes), examples.source)
     labels.rows(examples.rows(0)[:1])  # whether these are its images, before anything is computed
     batches = Annotated(examples.batches(), lambda step: {"real": labels.rows(examples.rows(step))})
     measured = RealTask(task)
+  elif options.confusion:
+    batches, measured = _numbered(examples), ConfusionTask(task)
   eval_step = jax.jit(over_runs(make_eval_step(measured), (0, 0, 0)), compiler_options=compiler_options())
+  # What is kept of the examples is no mean, and goes past those.
   (values,) = evaluation.evaluate(
-      eval_step, variables, [batches or examples.batches()], len(examples), say)
+      eval_step, variables, [batches or examples.batches()], len(examples), say,
+      measure=lambda found: kept.update(found) or {})
   used = len(examples) - values.get("bad_records", 0)
-  return {"clean": real_error(values, used) if options.real_labels else values}
+  return {
+      "clean": real_error(values, used) if options.real_labels else values,
+      **({"confusion": confusion(kept, examples.source.class_names)}
+         if options.confusion else {})}
+
+
+def _numbered(examples: Examples) -> Annotated:
+  return Annotated(examples.batches(), lambda step: {"index": examples.rows(step).astype("int32")})
 
 
 def _disturbed(task, variables, examples, levels, options, say) -> dict[str, Any]:
-  batches = Annotated(
-      examples.batches(), lambda step: {"index": examples.rows(step).astype("int32")})
+  batches = _numbered(examples)
   step = robustness.RobustnessStep(task, levels, options.seed)
   (values,) = evaluation.evaluate(step, variables, [batches], len(examples), say)
   return robustness.by_kind(values, levels)
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+  """Indented, with lists of numbers in one line: the rows of a confusion matrix."""
+  text = json.dumps(content, indent=2)
+  # No string has a line break in it, so that this finds lists alone.
+  return re.sub(r"\[\n([\s\d,-]+)\n *\]", lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def _in_words(values: Mapping[str, float]) -> str:

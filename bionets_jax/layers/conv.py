@@ -13,7 +13,7 @@ from bionets_jax import ops
 from bionets_jax.ops.padding import Pads
 
 Shape = tuple[int, ...]
-Initializer = jax.nn.initializers.Initializer
+Initializer = Callable[..., Any]  # (key, shape, dtype) -> array
 Padding = str | int | Sequence[int | tuple[int, int]]
 
 default_kernel_init = nn.initializers.lecun_normal()
@@ -85,7 +85,7 @@ class ConvBase(nn.Module):
   def pad(self, inputs: jax.Array) -> tuple[jax.Array, Pads]:
     """Resolves the padding: (inputs, explicit pairs). Paddings that are not zeros are applied."""
     window, dilation = self.window, self.per_axis(self.kernel_dilation)
-    padding = self.padding
+    padding: Any = self.padding
     if isinstance(padding, str) and padding.upper() in ("CIRCULAR", "REFLECT", "CAUSAL"):
       extents = [(k - 1) * d for k, d in zip(window, dilation, strict=True)]
       kind = padding.upper()

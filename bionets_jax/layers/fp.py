@@ -139,11 +139,11 @@ class FPBlock(nn.Module):
     y = conv_norm_act(x, self.pointwise, width, (1, 1), norm=norm, act=nn.relu, name="conv1", **options)
     strides = 2 if journal and self.pool else 1
     branch = _instance_norm_relu if journal else None
-    behind = None if journal else norm(name="bn2", use_scale=False, use_bias=False)
+    behind: Any = None if journal else norm(name="bn2", use_scale=False, use_bias=False)
     if self.single_filter:
       y = Conv(width, self.kernel_size, strides=strides, padding=[(k // 2, k // 2) for k in self.kernel_size],
                feature_group_count=width, use_bias=False, name="filter", **options)(y)
-      y = branch(y) if journal else nn.relu(behind(y))
+      y = _instance_norm_relu(y) if journal else nn.relu(behind(y))
     else:
       pair = DepthwisePair(self.kernel_size, strides, self.combine, branch, name="filters", **options)
       combined = pair(y)
@@ -161,7 +161,7 @@ class FPBlock(nn.Module):
 
 
 def check_fp_options(
-    variant: str = "seed", combine: str = "product", single_filter: bool = False, expansion: float = 1
+    variant: str = "seed", combine: str = "product", single_filter: bool = False, expansion: Any = 1
 ) -> None:
   """Raises ValueError for options of an `FPBlock` that say nothing or contradict each other."""
   if variant not in VARIANTS:

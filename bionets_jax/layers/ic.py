@@ -1,6 +1,6 @@
 """Inter-layer collision (IC) layers: drop-ins for `flax.linen.Conv` and `flax.linen.Dense`.
 
-Source: "Inter-layer Collision Networks" with weak logit distillation, Eqs. 3, 6 and 7. All of it:
+Source: "IC Networks: Remodeling the Basic Unit for Convolutional Neural Networks", Eqs. 3, 6 and 7. All of it:
 `y = u + alpha * relu(u - v + b1) + b2`, see `bionets_jax.ops.ic`. The activation f that Eq. 3 puts
 around y is the network's own, behind its BatchNorm.
 """

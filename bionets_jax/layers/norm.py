@@ -82,7 +82,7 @@ class BatchNorm(nn.Module):
         raise ValueError(
             f"BatchNorm '{'/'.join(self.path)}': a batch of {x.shape[0]} does not divide into "
             f"{self.groups} groups")
-      how = dict(epsilon=self.epsilon, groups=self.groups, dtype=dtype)
+      how: dict[str, Any] = dict(epsilon=self.epsilon, groups=self.groups, dtype=dtype)
       y, mean, var = fused(**how) if fused else ops.batch_normalize(x, scale, bias, **how)
       if not self.is_initializing():
         keep = self.momentum

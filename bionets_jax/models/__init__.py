@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -52,7 +52,7 @@ class _Entry:
     placements: name -> {socket: unit}; the first is the default.
   """
 
-  backbone: type[nn.Module]
+  backbone: type[Any]
   fields: Mapping[str, Any]
   base: str = ""
   family: str = ""
@@ -208,16 +208,17 @@ def _unknown(name: str, key: str, known: list[str], family: _Family | None) -> s
       text = f"{key}: an option of {other.name} units, but {name!r} has none"
       return f"{text}; did you mean {near[0]!r}?" if near else text
   known = known + list(family.options if family else ())
-  return f"{name!r} has no option {key!r}{_nearest(key, known)}; it has {', '.join(known)}"
+  return f"{name!r} has no option {key!r}{nearest(key, known)}; it has {', '.join(known)}"
 
 
 def _lookup(name: str) -> _Entry:
   if name not in _TABLE:
-    raise ValueError(f"unknown model {name!r}{_nearest(name, _TABLE)}; "
+    raise ValueError(f"unknown model {name!r}{nearest(name, _TABLE)}; "
                      f"known: {', '.join(_TABLE)}")
   return _TABLE[name]
 
 
-def _nearest(word: str, known) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+  """' (did you mean ...?)' with the known words that come near; '' for none."""
   near = difflib.get_close_matches(word, list(known), n=3, cutoff=0.5)
   return f" (did you mean {', '.join(map(repr, near))}?)" if near else ""

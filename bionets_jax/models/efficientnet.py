@@ -102,11 +102,11 @@ class MBConv(nn.Module):
         feature_group_count=middle, kernel_init=keras_depthwise, dtype=self.dtype, **place)
     x = SqueezeExcite(
         max(1, channels // 4), pointwise=self.pointwise, act=nn.swish, name="se", **options)(x)
-    around = None
-    if self.pair is not None:
+    around, pair = None, self.pair
+    if pair is not None:
       # The depthwise and the project convolution as one, whose window is the depthwise filter's.
       def around(response):
-        return self.pair(self.features, window, name="pair", **place, **options)(expanded, response)
+        return pair(self.features, window, name="pair", **place, **options)(expanded, response)
     x = conv_norm_act(x, self.pointwise, self.features, (1, 1), norm=self.norm, around=around,
                       name="project_conv", **options)
     if self.stride != 1 or channels != self.features:

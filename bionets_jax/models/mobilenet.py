@@ -49,13 +49,13 @@ class MobileNetBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    options = dict(kernel_init=torch_default, dtype=self.dtype)
-    window = dict(strides=self.stride, padding=1, **options)
+    options: dict[str, Any] = dict(kernel_init=torch_default, dtype=self.dtype)
+    window: dict[str, Any] = dict(strides=self.stride, padding=1, **options)
     around = None
     if self.pair is not None:
       pair = self.pair(self.features, (3, 3), name="pair", **window)
       around = functools.partial(pair, x)
-    layer = dict(norm=self.norm, act=self.act)
+    layer: dict[str, Any] = dict(norm=self.norm, act=self.act)
     y = conv_norm_act(x, self.conv, x.shape[-1], (3, 3), feature_group_count=x.shape[-1],
                       name="depthwise_conv", **window, **layer)
     return conv_norm_act(y, self.pointwise, self.features, (1, 1), around=around,

@@ -213,7 +213,7 @@ class ResNet(nn.Module):
     norm = functools.partial(BatchNorm, use_running_average=not train, groups=self.batch_norm_groups,
                              dtype=self.dtype)
     if self.shortcut == "projection":
-      shortcut = functools.partial(_projection, norm, options)
+      shortcut: Callable[..., jax.Array] = functools.partial(_projection, norm, options)
     else:
       shortcut = _subsample_and_pad
     make_block = functools.partial(

@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,9 +73,10 @@ def conv(
     return depthwise_conv(
         x, kernel, strides=tuple(strides), padding=padding, kernel_dilation=kernel_dilation)
   where = _Where(
-      tuple(strides), tuple(map(tuple, padding)), input_dilation, kernel_dilation, groups,
+      tuple(strides), tuple((low, high) for low, high in padding), input_dilation, kernel_dilation, groups,
       tuple(precision) if isinstance(precision, list) else precision)
-  return (_conv if own_rules() else _lax_conv)(*varying_alike(x, kernel), where)
+  x, kernel = varying_alike(x, kernel)
+  return (_conv if own_rules() else _lax_conv)(x, kernel, where)
 
 
 class _Where(NamedTuple):
@@ -124,7 +125,7 @@ def _kernel_gradient(like: jax.Array, where: _Where, split: bool, x: jax.Array, 
   parts = 1
   if split and x.shape[-1] <= _FEW_CHANNELS and math.prod(like.shape[:-2]) <= _FEW_TAPS:
     parts = batch_parts(x.shape[0], x.shape[0] // _IMAGES_OF_A_PART)
-  total = None
+  total: Any = None
   for one_x, one_g in zip(split_batch(x, parts), split_batch(g, parts), strict=True):
     (part,) = jax.linear_transpose(lambda k, one_x=one_x: _lax_conv(one_x, k, where), like)(one_g)
     part = part.astype(jnp.promote_types(part.dtype, jnp.float32))

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +159,7 @@ def _responses(x: jax.Array, kernels: tuple[jax.Array, ...], window: _Window) ->
 
 def _shifted_sums(padded: jax.Array, kernels: Sequence[jax.Array], window: _Window) -> list[jax.Array]:
   wide = jnp.promote_types(padded.dtype, jnp.float32)
-  sums = [0] * len(kernels)
+  sums: list[Any] = [0] * len(kernels)
   for tap, start in window.starts():
     part = _shifted(padded, start, window).astype(wide)
     sums = [total + part * kernel[tap][0].astype(wide) for total, kernel in zip(sums, kernels, strict=True)]
@@ -206,7 +206,7 @@ def _input_gradient(
 ) -> jax.Array:
   """Phase by phase, which leaves out the zeros that a transposed convolution puts between strides."""
   length = [n - f for f, n in zip(first, last, strict=True)]
-  phases = {phase: 0 for phase in np.ndindex(*window.strides)}
+  phases: dict[tuple[int, ...], Any] = {phase: 0 for phase in np.ndindex(*window.strides)}
   for tap, start in window.starts():
     phase = tuple(p % s for p, s in zip(start, window.strides, strict=True))
     behind = [m - p // s for m, p, s in zip(most, start, window.strides, strict=True)]
@@ -218,7 +218,7 @@ def _input_gradient(
     parts = [jnp.stack(parts[i:i + s], axis + 2) for i in range(0, len(parts), s)]
   whole = parts[0].reshape(shape[0], *(n * s for n, s in zip(length, window.strides, strict=True)), shape[-1])
   edges = [f * s - lo for f, s, (lo, _) in zip(first, window.strides, window.padding, strict=True)]
-  return _pad(whole, [(edge, n - m - edge) for n, m, edge in zip(size, whole.shape[1:-1], edges, strict=True)])
+  return _pad(whole, tuple((edge, n - m - edge) for n, m, edge in zip(size, whole.shape[1:-1], edges, strict=True)))
 
 
 def _kernel_gradients(
@@ -258,8 +258,9 @@ def _sum_of_parts(a: jax.Array, b: jax.Array) -> jax.Array:
     for parts in _PARTS:
       if a.shape[axis] % parts == 0:
         size = a.shape[axis] // parts
-        return sum(lax.slice_in_dim(a, i * size, (i + 1) * size, axis=axis)
-                   * lax.slice_in_dim(b, i * size, (i + 1) * size, axis=axis) for i in range(parts))
+        return cast(jax.Array, sum(
+            lax.slice_in_dim(a, i * size, (i + 1) * size, axis=axis)
+            * lax.slice_in_dim(b, i * size, (i + 1) * size, axis=axis) for i in range(parts)))
   return a * b
 
 

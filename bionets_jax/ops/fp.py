@@ -41,12 +41,13 @@ def paired_depthwise_normalize(
   Raises:
     ValueError: as the two raise.
   """
-  where = _Where(tuple(strides), tuple(map(tuple, padding)), combine)
+  where = _Where(tuple(strides), tuple((low, high) for low, high in padding), combine)
   supported = groups == 1 and jnp.dtype(dtype or x.dtype) == x.dtype and on_gpu.supports(
       x, kernel_a, strides=strides, padding=padding)
   how = choice.chosen("normalize", x, *kernel_a.shape[:-2], *strides, supported=supported)
   # Also for what it raises.
-  product = functools.partial(paired_depthwise_product, **where._asdict())
+  product = functools.partial(
+      paired_depthwise_product, strides=where.strides, padding=where.padding, combine=where.combine)
   if not how:
     return batch_normalize(product(x, kernel_a, kernel_b), None, None, epsilon=epsilon, groups=groups, dtype=dtype)
   jax.eval_shape(product, x, kernel_a, kernel_b)

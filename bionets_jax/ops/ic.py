@@ -10,7 +10,7 @@ the kernel's window (a box sum) and W' a 1x1 convolution. The box has no paramet
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -170,7 +170,8 @@ def ic_conv(
   # Only where alpha = 1 needs no product, and no gradient, is it not an array.
   if not (isinstance(alpha, float | int) and alpha == 1):
     hinge["alpha"] = jnp.asarray(alpha, jnp.promote_types(x.dtype, jnp.float32))
-  return (_ic_conv if own_rules() else _plain_ic_conv)(*varying_alike(x, kernel, adjust, hinge), where)
+  x, kernel, adjust, hinge = varying_alike(x, kernel, adjust, hinge)
+  return (_ic_conv if own_rules() else _plain_ic_conv)(x, kernel, adjust, hinge, where)
 
 
 class _Where(NamedTuple):
@@ -185,7 +186,7 @@ class _Where(NamedTuple):
   precision: lax.PrecisionLike
   how: str = ""
 
-  def spatial(self) -> dict[str, tuple]:
+  def spatial(self) -> dict[str, Any]:
     return dict(strides=self.strides, padding=self.padding, kernel_dilation=self.kernel_dilation,
                 input_dilation=self.input_dilation)
 

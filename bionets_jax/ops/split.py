@@ -1,11 +1,13 @@
 """Parts of a batch that lie on every device alike."""
 
+from typing import Any
+
 import jax
 
 _MOST = 16
 
 
-def batch_parts(batch: int, wanted: int) -> int:
+def batch_parts(batch: Any, wanted: int) -> int:
   """The largest number of equal parts of a batch that is a power of two, at most `wanted` and at most 16."""
   parts = 1
   if not isinstance(batch, int):  # exported for batches of any size

@@ -74,9 +74,14 @@ def read_curve(workdirs: str | Sequence[str], key: str) -> Curve | None:
   Where the runs logged at different steps, those of the one that logged least are taken and the others
   interpolated, as far as all of them go.
   """
+  workdirs = [workdirs] if isinstance(workdirs, str) else workdirs
+  return curve_of([read_metrics(os.path.join(workdir, "metrics.jsonl")) for workdir in workdirs], key)
+
+
+def curve_of(metrics: Sequence[Sequence[Mapping[str, Any]]], key: str) -> Curve | None:
+  """`read_curve` of what `read_metrics` has read of each run."""
   runs = []
-  for workdir in [workdirs] if isinstance(workdirs, str) else workdirs:
-    lines = read_metrics(os.path.join(workdir, "metrics.jsonl"))
+  for lines in metrics:
     points = [(line["epoch"], line[key]) for line in lines if line.get(key) is not None]
     if not points:
       return None

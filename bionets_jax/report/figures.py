@@ -138,7 +138,7 @@ def training_curves(experiments: Sequence[Experiment]) -> Figure | None:
         last = max(last, curve.epochs[-1])
   if not late:
     return None
-  axes.set(xlabel="epoch", ylabel=f"{metric.name} (%)", xlim=(0, last),
+  axes.set(xlabel="epoch", ylabel=f"{metric.name} (%)", xlim=(0, 1.015 * last),
            ylim=(0, 100 if metric.larger else 1.05 * max(late) or 1))
   curves.plain(axes)
   axes.plot([], [], color="0.4", linewidth=1.3, label="held-out images")
@@ -147,7 +147,7 @@ def training_curves(experiments: Sequence[Experiment]) -> Figure | None:
   _small(axes)
   figure.legend(loc="outside upper center", ncols=2, fontsize=6.5, frameon=False, handlelength=2)
   if any(len(e.runs) > 1 for e in experiments):
-    figure.supxlabel(curves.BANDS, fontsize=6, color="0.3")
+    figure.supxlabel(curves.BANDS, fontsize=6.5, color="0.3")
   return figure
 
 

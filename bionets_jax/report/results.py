@@ -25,7 +25,7 @@ _WHAT = {
                 "cent, the larger the better",
 }
 _ALWAYS_TOP5 = 100  # classes; with fewer, top-5 errors are shown only where a paper gives them
-_LEFT = {"experiment", "network", "paper's row", "compared", "data", "device", "commit", "class"}
+LEFT = {"experiment", "network", "paper's row", "compared", "data", "device", "commit", "class"}
 
 
 class Table(NamedTuple):
@@ -86,18 +86,18 @@ def _cells(e: Experiment) -> dict[str, str]:
 def as_text(ledger: Ledger, now: float | None = None) -> str:
   """The tables with their notes, what else was evaluated, and what has not finished."""
   def lines_of(header, rows):
-    lines = aligned([header, *rows], [i for i, h in enumerate(header) if h in _LEFT])
+    lines = aligned([header, *rows], [i for i, h in enumerate(header) if h in LEFT])
     return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
   parts = []
-  for title, metric, experiments in _groups(ledger.experiments):
+  for title, metric, experiments in groups(ledger.experiments):
     table = make_table(experiments)
     parts += ["\n".join([title] * bool(title) + lines_of(table.header, table.rows)),
-              "\n".join([_reading(metric), *(f"[{sign}] {note}" for sign, note in table.notes.items())])]
-    parts += ["\n".join([heading, *lines_of(*rows)]) for heading, *rows in _classes(experiments)]
-  if others := _evaluations(ledger.experiments):
+              "\n".join([reading(metric), *(f"[{sign}] {note}" for sign, note in table.notes.items())])]
+    parts += ["\n".join([heading, *lines_of(*rows)]) for heading, *rows in class_tables(experiments)]
+  if others := evaluation_rows(ledger.experiments):
     parts.append("\n".join(["Evaluations", *aligned(others, left=range(5))]))
   if ledger.unfinished:
-    parts.append("\n".join(["Not finished", *aligned(_waiting(ledger, now), left=(0, 2, 3))]))
+    parts.append("\n".join(["Not finished", *aligned(waiting_rows(ledger, now), left=(0, 2, 3))]))
   return "\n\n".join(parts)
 
 
@@ -107,17 +107,17 @@ def as_markdown(ledger: Ledger, now: float | None = None) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (
         header, ["---" if h in left else "---:" for h in header], *rows))
   parts = []
-  for title, metric, experiments in _groups(ledger.experiments):
+  for title, metric, experiments in groups(ledger.experiments):
     cells = make_table(experiments)
-    parts += [title] * bool(title) + [table(cells.header, cells.rows, _LEFT), _reading(metric)]
+    parts += [title] * bool(title) + [table(cells.header, cells.rows, LEFT), reading(metric)]
     parts += ["\n".join(f"- [{sign}] {note}" for sign, note in cells.notes.items())] * bool(cells.notes)
-    for heading, header, rows in _classes(experiments):
-      parts += [heading, table(header, rows, _LEFT)]
-  if others := _evaluations(ledger.experiments):
+    for heading, header, rows in class_tables(experiments):
+      parts += [heading, table(header, rows, LEFT)]
+  if others := evaluation_rows(ledger.experiments):
     parts.append(table(others[0], others[1:], others[0][:5]))
   if ledger.unfinished:
     header = ["not finished", "steps", "last line", "what to do"]
-    parts.append(table(header, _waiting(ledger, now), {header[0], *header[2:]}))
+    parts.append(table(header, waiting_rows(ledger, now), {header[0], *header[2:]}))
   return "\n\n".join(parts)
 
 
@@ -148,7 +148,9 @@ def _experiment_json(e: Experiment) -> dict[str, Any]:
       "difference": e.difference(), "departures": e.departures, "remarks": e.remarks,
       **{statistic: spreads(statistic) for statistic in STATISTICS}, "ten_crop": crops or None,
       "runs": [{"workdir": run.workdir, "seed": run.seed,
-                **{k: run.summary.get(k) for k in of_run}, "evaluations": list(run.evaluations)}
+                **{k: run.summary.get(k) for k in of_run},
+                # A million counts of a thousand classes stay in the evaluation's own file.
+                "evaluations": [{k: v for k, v in e.items() if k != "confusion"} for e in run.evaluations]}
                for run in e.runs]}
 
 
@@ -186,34 +188,35 @@ def run(
   return 0
 
 
-def _groups(experiments: Iterable[Experiment]) -> list[tuple[str, Metric, list[Experiment]]]:
+def groups(experiments: Iterable[Experiment]) -> list[tuple[str, Metric, list[Experiment]]]:
   """(title, metric, the experiments that are compared by it); errors that stand alone need no title."""
-  groups: dict[Metric, list[Experiment]] = {}
+  found: dict[Metric, list[Experiment]] = {}
   for e in experiments:
-    groups.setdefault(e.metric, []).append(e)
-  return [("" if list(groups) == [TOP1_ERROR] else f"{metric.runs}: {metric.heading}", metric, group)
-          for metric, group in groups.items()]
+    found.setdefault(e.metric, []).append(e)
+  return [("" if list(found) == [TOP1_ERROR] else f"{metric.runs}: {metric.heading}", metric, group)
+          for metric, group in found.items()]
 
 
-def _reading(metric: Metric) -> str:
+def reading(metric: Metric) -> str:
+  """How the numbers of a table are to be read."""
   return _READING.format(what=_WHAT[metric], extreme=metric.extreme)
 
 
-def _classes(experiments: Iterable[Experiment]) -> list[tuple[str, list[str], list[list[str]]]]:
+def class_tables(experiments: Iterable[Experiment]) -> list[tuple[str, list[str], list[list[str]]]]:
   """(title, header, rows) of the APs of each class, for each data set and statistic."""
-  groups: dict[str, list[tuple[str, dict[str, Spread | None]]]] = {}
+  tables: dict[str, list[tuple[str, dict[str, Spread | None]]]] = {}
   for e in experiments:
     if found := e.of_classes():
       title = f"{e.metric.heading}, of each class of {e.data} ({e.word(e.statistic)})"
-      groups.setdefault(title, []).append((e.name, found))
+      tables.setdefault(title, []).append((e.name, found))
   return [
       (title, ["class", *(name for name, _ in group)],
        [[c, *(_show(found.get(c)) or "-" for _, found in group)]
         for c in dict.fromkeys(c for _, found in group for c in found)])
-      for title, group in groups.items()]
+      for title, group in tables.items()]
 
 
-def _evaluations(experiments: Iterable[Experiment]) -> list[list[str]]:
+def evaluation_rows(experiments: Iterable[Experiment]) -> list[list[str]]:
   """Rows for what `python -m bionets_jax.evaluate` left, with a header; [] for nothing."""
   rows = []
   for e in experiments:
@@ -226,7 +229,8 @@ def _evaluations(experiments: Iterable[Experiment]) -> list[list[str]]:
   return [header, *rows] if rows else []
 
 
-def _waiting(ledger: Ledger, now: float | None) -> list[list[str]]:
+def waiting_rows(ledger: Ledger, now: float | None = None) -> list[list[str]]:
+  """Of each run that has not finished: folder, steps, when it last logged, and what to do."""
   rows = []
   for run in ledger.unfinished:
     step, saved, total = run.progress()

@@ -78,7 +78,7 @@ def scatter(points: Sequence[Point], *, title: str, ylabel: str) -> Figure:
     figure.legend(loc="outside upper center", ncols=5, fontsize=7, frameon=False, handletextpad=0.2,
                   columnspacing=1.2)
   axes.set_title(title, fontsize=8)
-  figure.supxlabel(_reading(points), fontsize=6, color="0.3")
+  figure.supxlabel(_reading(points), fontsize=6.5, color="0.3")
   figure.draw_without_rendering()  # lays the axes out
   _place_labels(axes, points, unit, [_marks(axes, p, unit, style) for p in points])
   return figure

@@ -193,7 +193,7 @@ def _evaluation(content: Any) -> dict[str, Any] | None:
   data, clean = content.get("data"), content.get("clean")
   flat = dict(content)
   if isinstance(data, dict):
-    flat |= {k: data.get(k) for k in ("split", "transform", "location")} | {"data": data.get("name")}
+    flat |= {k: data.get(k) for k in ("dir", "split", "transform", "location")} | {"data": data.get("name")}
   if isinstance(clean, dict):
     flat |= clean
   return flat if is_number(flat.get("top1_error")) else None

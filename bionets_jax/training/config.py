@@ -7,12 +7,15 @@ time, so an override on the command line can leave nothing stale.
 
 import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import ml_collections
 
-# Free-form parts: keyword arguments of `create_model` and of `create_detector`, and the paper's figures.
-OPEN_KEYS = ("model.options", "detector.options", "paper")
+# Keyword arguments of `create_model` and of `create_detector`.
+OPTION_KEYS = ("model.options", "detector.options")
+# Free-form parts: these, and the paper's figures.
+OPEN_KEYS = (*OPTION_KEYS, "paper")
 # What may differ between a run and its continuation: where things are and how they are reported. That
 # the data and the teacher are still the same is checked by what they hold.
 NOT_THE_RUN = ("seeds", "side_by_side", "data.dir", "data.workers", "data.max_bad_records", "eval_batch_size", "remat", "log_every",
@@ -148,7 +151,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
   known = flatten(_TEMPLATES[task]())
   given = flatten(config)
   for key, value in given.items():
-    if any(key == o or key.startswith(o + ".") for o in OPEN_KEYS):
+    if within(key, OPEN_KEYS):
       continue
     if key not in known:
       hint = nearest(key, known)
@@ -158,7 +161,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       raise ValueError(f"config.{key}: nothing reads this key{hint}")
     _check_type(key, value, known[key])
   for key in known:
-    if key not in given and not any(key == o or key.startswith(o + ".") for o in OPEN_KEYS):
+    if key not in given and not within(key, OPEN_KEYS):
       raise ValueError(f"config.{key} is missing; start from {_TEMPLATES[task].__name__}()")
 
 
@@ -180,6 +183,11 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
   for key, value in config.items():
     out.update(flatten(value, f"{prefix}.{key}" if prefix else key))
   return out or ({prefix: {}} if prefix else {})
+
+
+def within(key: str, parts: Iterable[str]) -> bool:
+  """Whether 'a.b.c' is one of the parts, or in one: 'a.b.c', 'a.b' or 'a'."""
+  return any(key == part or key.startswith(f"{part}.") for part in parts)
 
 
 def to_json(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -209,7 +217,7 @@ def identity(stored: dict[str, Any]) -> dict[str, Any]:
   defaults = flatten(to_json(template)) if template else {}
   whole = {k: v for k, v in defaults.items() if k not in OPEN_KEYS} | flatten(stored)
   return {key: value for key, value in whole.items()
-          if not any(key == k or key.startswith(k + ".") for k in NOT_THE_RUN)}
+          if not within(key, NOT_THE_RUN)}
 
 
 def nearest(word: str, known) -> str:

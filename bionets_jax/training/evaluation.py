@@ -45,7 +45,8 @@ def evaluate(
 
   Returns:
     Of each run name -> mean: for classification 'loss', 'top1_error' in percent, and 'top5_error' for six classes or
-    more; what `measure` returns; where there are any, also 'bad_records', how many examples could not be used and are in no mean.
+    more; what `measure` returns; where there are any, also 'bad_records', how many examples could not be used and
+    are in no mean.
     [] if it was asked to stop.
 
   Raises:
@@ -89,9 +90,10 @@ def evaluate(
     raise ValueError(f"none of the {total} examples to evaluate on can be used")
   means = [{name: float(value[i] / count) for name, value in sums.items()} for i, count in enumerate(counts)]
   if kept:
-    of_runs = [kept] if len(batches) == 1 else [[{k: v[i] for k, v in one.items()} for one in kept] for i in range(len(means))]
-    means = [mean | measure({k: np.concatenate([one[k] for one in own]) for k in own[0]})
-             for mean, own in zip(means, of_runs, strict=True)]
+    several = len(batches) > 1  # then the runs are the first axis
+    whole = {name: np.concatenate([one[name] for one in kept], axis=int(several)) for name in kept[0]}
+    means = [mean | measure({name: x[i] for name, x in whole.items()} if several else whole)
+             for i, mean in enumerate(means)]
   return [mean | ({"bad_records": skipped} if skipped else {}) for mean, skipped in zip(means, bad, strict=True)]
 
 
@@ -118,11 +120,13 @@ def evaluate_workdir(
   eval_step = jax.jit(
       over_runs(make_eval_step(setup.task), (0, 0, 0)), out_shardings=replicated(setup.mesh),
       compiler_options=compiler_options(deterministic=config.deterministic))
-  values = evaluate(eval_step, state.evaluated, [pipeline.eval_batches()], pipeline.num_eval, say, measure=setup.task.measure)[0]
+  values = evaluate(eval_step, state.evaluated, [pipeline.eval_batches()], pipeline.num_eval, say,
+                    measure=setup.task.measure)[0]
   say(f"{workdir}, step {latest}, {pipeline.num_eval} examples: {show(values)}")
   values = {"step": latest} | values
   if pipeline.num_test:
     values["test"] = evaluate(
-        eval_step, state.selected, [pipeline.test_batches()], pipeline.num_test, say, measure=setup.task.measure)[0]
+        eval_step, state.selected, [pipeline.test_batches()], pipeline.num_test, say,
+        measure=setup.task.measure)[0]
     say(f"{workdir}, {config.select} weights, {pipeline.num_test} test examples: {show(values['test'])}")
   return values

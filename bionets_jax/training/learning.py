@@ -13,9 +13,9 @@ from bionets_jax.detection.create import create_detector
 from bionets_jax.models import create_model
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.detection_task import Detection
-from bionets_jax.training.start import load_start
+from bionets_jax.training.start import Start, load_start
 from bionets_jax.training.tasks import Classification, Task, WeakLogitDistillation
-from bionets_jax.training.teacher import check_inheritance, load_teacher
+from bionets_jax.training.teacher import Teacher, check_inheritance, load_teacher
 
 
 class Learned(NamedTuple):
@@ -51,13 +51,9 @@ def make_task(
 def _classification(config, pipeline, backbone, total, shared) -> Learned:
   del total
   model = create_model(config.model.name, pipeline.num_classes, **backbone)
-  mean, std, inherited = config.data.mean, config.data.std, {}
-  if config.model.weights:
-    start = load_start(config.model.weights, model, name=config.model.name, options=model_options(config),
-                       image_shape=pipeline.image_shape)
-    mean, std = mean or start.preprocessing.mean, std or start.preprocessing.std
-    inherited = dict(inherited=start.variables, new_paths=start.new, origin=f"{start.name} in {start.source}")
-  return Learned(Classification(model, mean=mean, std=std, **_of_labels(config), **shared), **inherited)
+  start = _start(config, pipeline, model)
+  task = Classification(model, **_normalization(config, start), **_of_labels(config), **shared)
+  return Learned(task, start.variables, start.new, _origin(start)) if start else Learned(task)
 
 
 def _distillation(config, pipeline, backbone, total, shared) -> Learned:
@@ -68,14 +64,31 @@ def _distillation(config, pipeline, backbone, total, shared) -> Learned:
       image_shape=pipeline.image_shape, dtype=backbone["dtype"])
   new_paths = check_inheritance(
       teacher.variables, abstract_variables(model, pipeline.image_shape), (teacher.name, config.model.name))
-  w, pre = config.wld, teacher.preprocessing
+  w = config.wld
   task = WeakLogitDistillation(
-      model, teacher, mean=config.data.mean or pre.mean, std=config.data.std or pre.std,
+      model, teacher, **_normalization(config, teacher),
       distill_weight=losses.distill_weight_schedule(
           total, w.distill_weight_start, w.distill_weight_end, w.distill_weight_shape),
       temperature=w.temperature, tolerance=w.tolerance, distill=w.distill, hinge=w.hinge,
       **_of_labels(config), **shared)
-  return Learned(task, teacher.variables, new_paths, f"{teacher.name} in {teacher.source}")
+  return Learned(task, teacher.variables, new_paths, _origin(teacher))
+
+
+def _start(config, pipeline, network) -> Start | None:
+  """What a network begins with that has no teacher; None for its initialisation."""
+  if not config.model.weights:
+    return None
+  return load_start(config.model.weights, network, name=config.model.name, options=model_options(config),
+                    image_shape=pipeline.image_shape)
+
+
+def _normalization(config, source: Start | Teacher | None) -> dict[str, Any]:
+  """The config's, where that is empty the one of what the network starts from."""
+  return {key: getattr(config.data, key) or getattr(source.preprocessing, key) for key in ("mean", "std")}
+
+
+def _origin(source: Start | Teacher) -> str:
+  return f"{source.name} in {source.source}"
 
 
 def _of_labels(config) -> dict[str, Any]:
@@ -88,18 +101,10 @@ def _detection(config, pipeline, backbone, total, shared) -> Learned:
   dtype = backbone.pop("dtype")
   model = create_detector(
       config.detector.kind, config.model.name, pipeline.num_classes, dtype=dtype, backbone_options=backbone,
-      **config_lib.to_json(config.detector.options))
-  mean, std, inherited = config.data.mean, config.data.std, {}
-  if config.model.weights:
-    headless = create_model(config.model.name, 0, dtype=dtype, **backbone)
-    start = load_start(config.model.weights, headless, name=config.model.name, options=model_options(config),
-                       image_shape=pipeline.image_shape)
-    mean, std = mean or start.preprocessing.mean, std or start.preprocessing.std
-    inherited = dict(
-        inherited={key: {"backbone": value} for key, value in start.variables.items()},
-        new_paths=[f"backbone/{path}" for path in start.new], origin=f"{start.name} in {start.source}")
+      **detector_options(config))
+  start = _start(config, pipeline, model.backbone)
   task = Detection(
-      model, mean=mean, std=std, class_names=pipeline.class_names, frozen=config.frozen,
+      model, **_normalization(config, start), class_names=pipeline.class_names, frozen=config.frozen,
       train_norm=config.batch_norm != "frozen", difficult=config.data.difficult, **shared)
   if config.frozen:
     params = abstract_variables(model, pipeline.image_shape)["params"]
@@ -109,7 +114,10 @@ def _detection(config, pipeline, backbone, total, shared) -> Learned:
       found = "in every parameter's path, and nothing would be trained" if stay else "in no parameter's path"
       raise ValueError(f"config.frozen={config.frozen!r} is found {found}; one is "
                        f"{'/'.join(k.key for k in paths[0])}")
-  return Learned(task, **inherited)
+  if start is None:
+    return Learned(task)
+  return Learned(task, {key: {"backbone": value} for key, value in start.variables.items()},
+                 [f"backbone/{path}" for path in start.new], _origin(start))
 
 
 def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -120,12 +128,9 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
   Raises:
     ValueError: for what the rest of the config decides.
   """
-  options = config_lib.to_json(config.model.options)
-  elsewhere = {"num_classes": "the data", "dtype": "config.dtype", "batch_norm_groups": "config.batch_norm",
-               "remat": "config.remat"}
-  for key, place in elsewhere.items():
-    if key in options:
-      raise ValueError(f"config.model.options.{key}: leave it out, {place} decides")
+  options = _options(config.model.options, "config.model.options", {
+      "num_classes": "the data", "dtype": "config.dtype", "batch_norm_groups": "config.batch_norm",
+      "remat": "config.remat"})
   if isinstance(options.get("alpha"), str):
     try:
       options["alpha"] = float(options["alpha"])
@@ -133,4 +138,24 @@ def model_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
       pass  # a word: the unit knows it or says what it knows
   if isinstance(options.get("fp_layers"), int):
     options["fp_layers"] = str(options["fp_layers"])  # the command line reads 101 as a number
+  return options
+
+
+def detector_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+  """`config.detector.options` as arguments of create_detector, JSON-serialisable.
+
+  Raises:
+    ValueError: for what the rest of the config decides.
+  """
+  return _options(config.detector.options, "config.detector.options", {
+      "kind": "config.detector.kind", "backbone": "config.model.name", "backbone_options": "config.model.options",
+      "num_classes": "the data", "dtype": "config.dtype"})
+
+
+def _options(part: ml_collections.ConfigDict, name: str, elsewhere: dict[str, str]) -> dict[str, Any]:
+  """A part of a config in plain types; ValueError for a key that is decided elsewhere, saying where."""
+  options = config_lib.to_json(part)
+  for key, place in elsewhere.items():
+    if key in options:
+      raise ValueError(f"{name}.{key}: leave it out, {place} decides")
   return options

@@ -1,6 +1,7 @@
 """The arrays and the record of a checkpoint as files, by Orbax, in this process alone."""
 
 import contextlib
+import copy
 import errno
 import logging
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
 
 from bionets_jax.training.checkpoint_record import Damaged, named, read_json
 from bionets_jax.training.disk import reason, system_error
@@ -26,7 +28,7 @@ def write_items(folder: str, state: Tree, record: Mapping[str, Any]) -> None:
   Raises:
     Exception: of any kind, with parts of it left under `folder` and names that begin like it.
   """
-  with _one_at_a_time, _without_orbax_errors():
+  with _one_at_a_time, _without_orbax_errors(), _described_once():
     _checkpointer().save(folder, args=ocp.args.Composite(
         state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(record)))
 
@@ -86,6 +88,29 @@ def _checkpointer() -> ocp.Checkpointer:
       state=ocp.StandardCheckpointHandler(**alone), clock=ocp.JsonCheckpointHandler(**alone),
       composite_options=ocp.CompositeOptions(**alone))
   return ocp.Checkpointer(handler, **alone)
+
+
+@contextlib.contextmanager
+def _described_once() -> Iterator[None]:
+  """Has tensorstore describe each place to write to once, while a state is saved.
+
+  What its `KvStore.Spec.to_json` returns is never freed (0.1.86, and all before that were tried), and Orbax asks
+  for the same description for every array: in a run of days that adds up.
+  """
+  kind, known = tensorstore.KvStore.Spec, {}
+  own = vars(kind)["to_json"]
+
+  def to_json(spec, *args, **options):
+    key = (repr(spec), args, tuple(options.items()))
+    if key not in known:
+      known[key] = own.__get__(spec, kind)(*args, **options)
+    return copy.deepcopy(known[key])
+
+  kind.to_json = to_json
+  try:
+    yield
+  finally:
+    kind.to_json = own
 
 
 @contextlib.contextmanager

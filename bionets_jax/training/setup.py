@@ -23,7 +23,7 @@ from bionets_jax.training import config as config_lib
 from bionets_jax.training.compile_cache import check_compile_cache, use_compile_cache
 from bionets_jax.training.devices import check_platform, make_mesh
 from bionets_jax.training.keeping import Keep, keep_of
-from bionets_jax.training.learning import make_task, model_options
+from bionets_jax.training.learning import detector_options, make_task, model_options
 from bionets_jax.training.mixing import check_mixing
 from bionets_jax.training.nonfinite import GIVE_UP
 from bionets_jax.training.optimizers import make_optimizer, make_schedule
@@ -195,14 +195,9 @@ def _check_detector(config: ml_collections.ConfigDict, options: dict[str, Any]) 
         f"config.frozen={config.frozen!r} and config.batch_norm={config.batch_norm!r} keep what a backbone has "
         "learned, and config.model.weights is empty; give a workdir, a file or torchvision://..., or train all of it "
         "with config.frozen='' and config.batch_norm='global'")
-  elsewhere = {"kind": "config.detector.kind", "backbone": "config.model.name",
-               "backbone_options": "config.model.options", "num_classes": "the data", "dtype": "config.dtype"}
-  for key, place in elsewhere.items():
-    if key in config.detector.options:
-      raise ValueError(f"config.detector.options.{key}: leave it out, {place} decides")
+  of_detector = detector_options(config)
   try:
-    create_detector(config.detector.kind, config.model.name, backbone_options=options,
-                    **config_lib.to_json(config.detector.options))
+    create_detector(config.detector.kind, config.model.name, backbone_options=options, **of_detector)
   except (ValueError, TypeError) as error:
     raise ValueError(f"config.detector: {error}") from error
   try:
@@ -248,5 +243,3 @@ def compute_dtype(name: str) -> str:
   if name not in DTYPES:
     raise ValueError(f"config.dtype={name!r}: give 'auto', {' or '.join(map(repr, DTYPES))}")
   return name
-
-

@@ -19,13 +19,13 @@ from bionets_jax.training import config as config_lib
 from bionets_jax.training.checkpoint_record import FILES
 from bionets_jax.training.clock import Clock
 from bionets_jax.training.devices import describe_devices
-from bionets_jax.training.learning import model_options
+from bionets_jax.training.learning import detector_options, model_options
 from bionets_jax.training.setup import Setup
 from bionets_jax.training.spread import Spread
 from bionets_jax.training.state import TrainState
 from bionets_jax.weights.native import WEIGHT_FILE
 from bionets_jax.weights.run_facts import read_json
-from bionets_jax.weights.run_metric import metric_of, network_of
+from bionets_jax.weights.run_metric import OF_CLASS, metric_of, network_of
 from bionets_jax.weights.whole import write_whole
 
 
@@ -159,7 +159,7 @@ def about_weights(config: ml_collections.ConfigDict, setup: Setup) -> dict[str, 
   if config.task == "detection":
     network = {"task": config.task, "model": config.detector.kind, "options": {
         "backbone": config.model.name, "backbone_options": model_options(config),
-        **config_lib.to_json(config.detector.options)}}
+        **detector_options(config)}}
   return {
       **network,
       "num_classes": setup.pipeline.num_classes,
@@ -205,7 +205,7 @@ def show(values: dict[str, float]) -> str:
     if key == "bad_records":
       return f"bad records {value:g}"
     return f"{key} {value:.4f}"
-  return "  ".join(one(k, v) for k, v in values.items() if not k.startswith("class/"))
+  return "  ".join(one(k, v) for k, v in values.items() if not k.startswith(OF_CLASS))
 
 
 def write_json(path: str, content: Any) -> None:

@@ -163,7 +163,17 @@ class Classification(Task):
     return losses.cross_entropy(logits, batch["label"], self.label_smoothing), {}
 
   def evaluate(self, params: Tree, model_state: Tree, batch: Batch) -> Metrics:
-    """Per-example values (N,) in eval mode: loss, top1_error and, from six classes on, top5_error.
+    """Per-example values (N,) of `logits`: loss, top1_error and, from six classes on, top5_error."""
+    logits = self.logits(params, model_state, batch)
+    metrics = {
+        "loss": losses.cross_entropy(logits, batch["label"]),
+        "top1_error": 100.0 * (1.0 - topk_correct(logits, batch["label"], 1))}
+    if logits.shape[-1] > 5:
+      metrics["top5_error"] = 100.0 * (1.0 - topk_correct(logits, batch["label"], 5))
+    return metrics
+
+  def logits(self, params: Tree, model_state: Tree, batch: Batch) -> jax.Array:
+    """(N, K) in eval mode.
 
     batch['image'] is (N, H, W, C), or (N, crops, H, W, C) with predictions averaged over the crops.
     """
@@ -171,14 +181,7 @@ class Classification(Task):
     crops = images.shape[1:-3]  # () or (10,)
     logits = self.model.apply(
         {"params": params, **model_state}, images.reshape(-1, *images.shape[-3:]), train=False)
-    if crops:
-      logits = average_crops(logits.reshape(-1, *crops, logits.shape[-1]), self.crop_average)
-    metrics = {
-        "loss": losses.cross_entropy(logits, batch["label"]),
-        "top1_error": 100.0 * (1.0 - topk_correct(logits, batch["label"], 1))}
-    if logits.shape[-1] > 5:
-      metrics["top5_error"] = 100.0 * (1.0 - topk_correct(logits, batch["label"], 5))
-    return metrics
+    return average_crops(logits.reshape(-1, *crops, logits.shape[-1]), self.crop_average) if crops else logits
 
 
 class WeakLogitDistillation(Classification):

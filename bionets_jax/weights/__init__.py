@@ -10,9 +10,9 @@ Neither torch nor TensorFlow is imported; no file runs code. Reading one takes N
 kind safetensors or h5py. `python -m bionets_jax.weights --help` is the command line.
 """
 
-import importlib
 from typing import TYPE_CHECKING
 
+from bionets_jax.late import late_attributes
 from bionets_jax.weights.files import read_tensors
 from bionets_jax.weights.layouts import to_layout
 from bionets_jax.weights.preprocessing import Preprocessing
@@ -43,11 +43,4 @@ _LATE = {
     **dict.fromkeys(("call_order", "list_in_call_order", "load_in_call_order"), "bionets_jax.weights.execution"),
     **dict.fromkeys(("Loaded", "load"), "bionets_jax.weights.loading"),
 }
-
-
-def __getattr__(name):
-  if name not in _LATE:
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-  value = getattr(importlib.import_module(_LATE[name]), name)
-  globals()[name] = value
-  return value
+__getattr__ = late_attributes(__name__, _LATE, __all__)

@@ -154,7 +154,7 @@ def _results(facts: Run) -> str:
     where = ", ".join(str(paper[key]) for key in ("table", "row") if paper.get(key))
     of = {"best": f"the {metric.extreme} over the training", "last": "after the last step", "test": "on a test set"}
     seeds = f"{paper['seeds']} seeds" if (paper.get("seeds") or 0) > 1 else ""
-    means = ", ".join(filter(None, (of.get(paper.get("statistic")), seeds)))
+    means = ", ".join(filter(None, (of.get(paper.get("statistic", "")), seeds)))
     rows.append((f"the paper's: {where}" + (f" ({means})" if means else ""), str(paper.get("data", "")),
                  f"{paper[metric.key]}{deviation}", str(paper.get(metric.beside, ""))))
   columns = "", "measured on", metric.heading, metric.beside_heading
@@ -180,7 +180,7 @@ def _training(facts: Run) -> str:
       ("epochs", summary.get("epochs"), paper.get("epochs")),
       ("batch size", summary.get("batch_size"), paper.get("batch_size")),
       ("steps", summary.get("steps"), None),
-      ("task", {"wld": "weak logit distillation"}.get(summary.get("task"), summary.get("task")), None),
+      ("task", {"wld": "weak logit distillation"}.get(summary.get("task", ""), summary.get("task")), None),
       ("teacher", teacher if "://" in teacher else None, None),  # a path says something of this machine only
       ("seed", summary.get("seed"), None),
       ("devices", summary.get("devices"), None),

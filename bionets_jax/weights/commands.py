@@ -7,11 +7,11 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from bionets_jax.weights.detectors import StoredDetector, read_detector
+from bionets_jax.weights.detectors import StoredDetector, is_detector, stored_detector
 from bionets_jax.weights.foreign import LIBRARIES, describe, write_library
-from bionets_jax.weights.loading import Loaded, load_located, weight_file
+from bionets_jax.weights.loading import Loaded, load_located, load_read, weight_file
 from bionets_jax.weights.locate import locate
-from bionets_jax.weights.native import LAYOUT, WEIGHT_FILE, is_native, native_bytes
+from bionets_jax.weights.native import LAYOUT, WEIGHT_FILE, is_native, load_native, native_bytes
 from bionets_jax.weights.whole import write_whole
 
 Say = Callable[[str], None]
@@ -30,11 +30,13 @@ def run(options: argparse.Namespace, say: Say) -> int:
   """
   located = locate(options.source, say)
   path = weight_file(located)
-  loaded = read_detector(path, located.source) if is_native(path) else None
-  if loaded is None:
-    loaded = load_located(located, options.model, **options.model_options)
-  else:
+  if not is_native(path):
+    loaded: Any = load_located(located, options.model, **options.model_options)
+  elif is_detector((read := load_native(path))[1]):
+    loaded = stored_detector(*read, located.source, path)
     _check_takes_detectors(options, loaded)
+  else:
+    loaded = load_read(located, path, *read, options.model, None, None, options.model_options)
   return {"inspect": _inspect, "check": _check, "export": _export, "card": _card,
           "push-to-hub": _push}[options.command](options, loaded, say)
 
@@ -112,7 +114,7 @@ def _write_own(folder: str, loaded: Loaded | StoredDetector, suffix: str, say: S
     source = ""
   os.makedirs(folder, exist_ok=True)
   name = WEIGHT_FILE if suffix == "safetensors" else "weights.npz"
-  contents = {os.path.join(folder, name): native_bytes(loaded.variables, loaded.about(), f".{suffix}")}
+  contents: dict[str, bytes | str] = {os.path.join(folder, name): native_bytes(loaded.variables, loaded.about(), f".{suffix}")}
   if source:
     contents[os.path.join(folder, "model.py")] = source
   write_whole(contents)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from bionets_jax.weights.native import LAYOUT, load_native
+from bionets_jax.weights.native import LAYOUT
 
 TASK = "detection"  # of a description
 
@@ -45,15 +45,14 @@ def backbone_of(about: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
   return (options["backbone"], options["backbone_options"]) if is_detector(about) else (about["model"], options)
 
 
-def read_detector(path: str, source: str) -> StoredDetector | None:
-  """The detector in a file of ours; None if the file holds another network.
+def stored_detector(
+    variables: Mapping[str, Any], about: Mapping[str, Any], source: str, path: str
+) -> StoredDetector:
+  """The detector of which `native.load_native` has read the variables and the description.
 
   Raises:
-    FileNotFoundError, ValueError: as `native.load_native`; the description lacks the backbone.
+    ValueError: the description lacks the backbone.
   """
-  variables, about = load_native(path)
-  if not is_detector(about):
-    return None
   for key, kind in (("backbone", str), ("backbone_options", dict)):
     if not isinstance(about["options"].get(key), kind):
       raise ValueError(f"{path}: damaged weight file (its description has no {key!r} of type {kind.__name__})")

@@ -39,11 +39,11 @@ def call_order(model: nn.Module, variables: Mapping[str, Any], inputs: Any = Non
   Raises:
     ValueError: if no default input fits, or the forward pass leaves variables unread.
   """
-  leaves = flatten_dict(flax.core.unfreeze(variables))
+  leaves = flatten_dict(flax.core.unfreeze(dict(variables)))
+  found: list[Path] | None = None
   if inputs is not None:
     found = _trace(model, variables, leaves, inputs)
   else:
-    found = None
     for channels in _possible_channels(leaves):
       try:
         order = _trace(
@@ -53,9 +53,9 @@ def call_order(model: nn.Module, variables: Mapping[str, Any], inputs: Any = Non
       if len(order) == len(leaves):
         return order
       found = found or order
-    if found is None:
-      raise ValueError("no input of (1, 64, 64, channels) fits this model and its variables; give an "
-                       "example: inputs=jax.ShapeDtypeStruct(shape, dtype)")
+  if found is None:
+    raise ValueError("no input of (1, 64, 64, channels) fits this model and its variables; give an "
+                     "example: inputs=jax.ShapeDtypeStruct(shape, dtype)")
   if unread := [path for path in leaves if path not in set(found)]:
     raise ValueError(f"the forward pass does not call the layers of {len(unread)} variables: "
                      f"{_names(unread)}")
@@ -66,7 +66,7 @@ def list_in_call_order(
     model: nn.Module, variables: Mapping[str, Any], inputs: Any = None
 ) -> list[np.ndarray]:
   """All variables as a flat list, the inverse of `load_in_call_order`."""
-  leaves = flatten_dict(flax.core.unfreeze(variables))
+  leaves = flatten_dict(flax.core.unfreeze(dict(variables)))
   return [np.asarray(leaves[path]) for path in call_order(model, variables, inputs)]
 
 
@@ -92,7 +92,7 @@ def load_in_call_order(
   Raises:
     ValueError: if the number of arrays or a shape differs, naming the first that do.
   """
-  leaves = flatten_dict(flax.core.unfreeze(variables))
+  leaves = flatten_dict(flax.core.unfreeze(dict(variables)))
   order = call_order(model, variables, inputs)
   arrays = [np.asarray(a) for a in arrays]
   wrong = [f"array {i} has shape {a.shape}, {'/'.join(path)} has {tuple(leaves[path].shape)}"
@@ -141,6 +141,7 @@ def _trace(model: nn.Module, variables: Any, leaves: Mapping[Path, Any], inputs:
     except Exception:
       if i == len(options) - 1:
         raise
+  raise AssertionError("the last of the options has returned or raised")
 
 
 def _rank(path: Path) -> tuple[int, str]:

@@ -65,7 +65,8 @@ def _torchvision_vgg(shapes):
   The dense layers have rows where they are three and the first stands on 7 x 7 pixels: torchvision has no
   others, and with 14 x 14 the order of its inputs would be another.
   """
-  sizes, channels, hidden = {1: 1}, 0, {}  # the stem is the first of stage 1
+  sizes, channels = {1: 1}, 0  # the stem is the first of stage 1
+  hidden: dict = {}
   for (_, *modules, leaf), shape in shapes.items():
     if match := re.fullmatch(r"stage(\d+)_block(\d+)", modules[0]):
       stage, block = map(int, match.groups())

@@ -15,7 +15,7 @@ from bionets_jax.weights.family import Flavour, Layout
 _NORMALIZATION = "normalization/"
 # keras.applications says of its ImageNet weights that their normalisation has the square roots of ImageNet's
 # deviations, and puts a layer behind it that divides by these roots once more. The layer has no weights.
-_IMAGENET_VARIANCE = np.float32(prep.BICUBIC.std)
+_IMAGENET_VARIANCE = np.array(prep.BICUBIC.std, np.float32)
 
 _LEAVES = {
     "conv": (("params", "kernel", "kernel", (0, 1, 2, 3)),),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bionets_jax.weights import layouts, timm_config
+from bionets_jax.weights.detectors import StoredDetector
 from bionets_jax.weights.family import Layout
 from bionets_jax.weights.loading import Loaded
 from bionets_jax.weights.whole import write_whole
@@ -75,7 +76,7 @@ def write_library(folder: str | os.PathLike, loaded: Loaded, library: str) -> li
   from safetensors.numpy import save
 
   path = os.path.join(folder, "model.safetensors")
-  contents = {path: save(tensors, metadata={"format": "pt"})}  # transformers and timm ask for the format
+  contents: dict[str, bytes | str] = {path: save(tensors, metadata={"format": "pt"})}  # transformers and timm ask for the format
   if library == "timm" and timm_config.timm_name(loaded.name, loaded.options):
     contents[os.path.join(folder, timm_config.CONFIG_FILE)] = json.dumps(timm_config.write_fields(
         loaded.name, loaded.options, loaded.num_classes, loaded.preprocessing, loaded.class_names,
@@ -84,7 +85,7 @@ def write_library(folder: str | os.PathLike, loaded: Loaded, library: str) -> li
   return list(contents)
 
 
-def describe(loaded: Loaded) -> dict[str, Any]:
+def describe(loaded: Loaded | StoredDetector) -> dict[str, Any]:
   """What `python -m bionets_jax.weights inspect` says of a file; JSON-serialisable."""
   shapes = layouts.flatten(loaded.variables)
   params = sum(int(np.prod(v.shape)) for path, v in shapes.items() if path[0] == "params")

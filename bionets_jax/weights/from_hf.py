@@ -35,12 +35,12 @@ def parse(source: str) -> Address:
     ValueError: for anything else, and for a file of a kind that cannot be read.
   """
   match = _ADDRESS.fullmatch(source.removesuffix("/"))
-  parts = (match["file"] or "").split("/") if match else ()
+  parts = (match["file"] or "").split("/") if match else []
   outside = any(part in (".", "..") for part in re.split("[/@]", source))  # the names become those of folders
   if not match or outside or "" in parts[1:]:
     raise ValueError(f"{source}: expected hf://OWNER/REPO, hf://OWNER/REPO@REVISION or hf://OWNER/REPO/"
                      "PATH/IN/REPO, such as hf://timm/resnet50.tv_in1k")
-  address = Address(*(match[key] or "" for key in ("repo", "revision", "file")))
+  address = Address(match["repo"], match["revision"] or "", match["file"] or "")
   if address.file and os.path.splitext(address.file)[1].lower() not in SUFFIXES:
     raise ValueError(f"{source}: cannot read {parts[-1]!r}; these can be read: {', '.join(SUFFIXES)}")
   return address
@@ -65,7 +65,7 @@ def fetch(source: str, say: Callable[[str], None] = print) -> str:
   # Its HTTP library is another one in each major version, but its errors derive from those of that library.
   # Its own downloader, hf_xet, raises RuntimeError.
   theirs = (kind for kind in HfHubHTTPError.__mro__ if kind.__module__ != "builtins")
-  network = (*theirs, LocalEntryNotFoundError, ConnectionError, TimeoutError, RuntimeError)
+  network: Any = (*theirs, LocalEntryNotFoundError, ConnectionError, TimeoutError, RuntimeError)
   where: dict[str, Any] = dict(repo_id=address.repo, revision=address.revision or None)
   names = (address.file,) if address.file else WEIGHT_FILES
   name = names[0]
@@ -156,8 +156,7 @@ def _offline(address: Address, where: dict[str, Any], error: Exception) -> str:
   return (
       f"{address}: the hub cannot be reached ({reason}), and huggingface_hub's cache has no weights of it. "
       f"Fetch {weights} elsewhere, {config} too, which says how its images are prepared; lay both into one "
-      "folder, and give the path of the first in place of the address "
-      f"(--config.teacher.weights=/path/{name.split('/')[-1]})")
+      f"folder, and give the path of the first, /path/{name.split('/')[-1]}, in place of the address")
 
 
 def _beside(name: str) -> str:

@@ -114,8 +114,7 @@ def fetch(source: str, say: Callable[[str], None] = print) -> str:
     except (Unreachable, FileNotFoundError) as error:
       raise FileNotFoundError(
           f"{source}: {error}. Fetch {published.url} elsewhere (its SHA-256 begins with {published.sha256}) "
-          f"and put it to {place}, or give its path in place of the address (--config.teacher.weights=/path/"
-          f"{published.file})") from error
+          f"and put it at {place}, or give its path, /path/{published.file}, in place of the address") from error
   if not (found := sha256_of(place)).startswith(published.sha256):
     raise ValueError(f"{place} is not {published.name}: its SHA-256 is {found[:16]}..., the published file's "
                      f"begins with {published.sha256}. Remove it, and it will be downloaded again")

@@ -122,7 +122,7 @@ def _nearest(table, counts, *kind):
 
 def _count(shapes, pattern):
   """Blocks in each stage; () where their numbers have gaps. The pattern finds the two numbers."""
-  blocks = {}
+  blocks: dict[int, set[int]] = {}
   for key in shapes:
     if match := re.fullmatch(pattern, key):
       stage, block = (int(number) for number in match.groups() if number)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from typing import Any
 
 from bionets_jax.weights.card import CARD_FILE, CONFIG_FILE, LIBRARY
 from bionets_jax.weights.native import WEIGHT_FILE, is_native
@@ -58,7 +59,7 @@ def push(
     raise ValueError(f"no token of the Hugging Face hub: {_LOGIN}")
   api = hub.HfApi(token=token)
   # Its HTTP library is another one in each major version, but its errors derive from those of that library.
-  network = tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__module__ != "builtins")
+  network: Any = tuple(kind for kind in HfHubHTTPError.__mro__ if kind.__module__ != "builtins")
   try:
     address = api.create_repo(repo, private=private, exist_ok=True)
     if private and not api.model_info(repo).private:

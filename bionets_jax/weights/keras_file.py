@@ -161,7 +161,8 @@ def _read(file, config):
     return _read_by_name(file, root, layers)
   if not any(file.has(root, name) for name in _CONTAINERS):
     raise KerasFileError(f"an HDF5 file, but not of a Keras model's weights; it holds {file.names(root)[:6]}")
-  tensors, nameless = {}, []
+  tensors: dict[str, np.ndarray] = {}
+  nameless: list = []
   for name in file.names(root):
     if name == "vars":
       _read_variables(file, file.enter(root, name), "vars", "", tensors)
@@ -186,7 +187,7 @@ def _listed(file, group, name):
 def _read_by_name(file, root, layers):
   if "top_level_model_weights" not in layers and file.has(root, "top_level_model_weights"):
     layers = [*layers, "top_level_model_weights"]
-  tensors = {}
+  tensors: dict[str, np.ndarray] = {}
   for layer in layers:
     group = file.group(root, layer)
     weights = _listed(file, group, "weight_names") or []
@@ -211,7 +212,7 @@ def _variables(layer, weights):
 def _read_layers(file, group, prefix, config, tensors, nameless):
   """Adds the layers in a group of v3: conv2d, conv2d_1, ... with their names, if the file has them."""
   described = _described(config)
-  classes = {}
+  classes: dict = {}
   for key in file.names(group):
     kind, number = split_number(key)
     classes.setdefault(kind, []).append((number, key))
@@ -260,7 +261,7 @@ def _read_variables(file, group, name, kind, tensors):
 
 def _described(config):
   """{class: [(name, config)]} of the layers in the description of a model, in its order; {} without one."""
-  found = {}
+  found: dict = {}
   inner = config.get("config") if isinstance(config, dict) else None
   layers = inner.get("layers") if isinstance(inner, dict) else None
   for layer in layers if isinstance(layers, list) else ():

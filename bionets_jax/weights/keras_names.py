@@ -65,7 +65,7 @@ def name_layers(tensors):
     {'block1a_se_expand/kernel': array}; `tensors` itself where classes, numbers or shapes are not those of
     an EfficientNet.
   """
-  found = {}  # class -> number -> variable -> array
+  found: dict[str, dict] = {}  # class -> number -> variable -> array
   for key, array in tensors.items():
     layer, _, variable = key.rpartition("/")
     kind, number = split_number(layer)
@@ -110,7 +110,8 @@ def _repeats_by_sum():
 
 def _fit_together(kernels):
   """Whether each layer takes what the one before it gives, in windows and numbers of an EfficientNet."""
-  channels, of_stage = None, {}
+  channels = None
+  of_stage: dict = {}
   for name, shape in kernels.items():
     if name == "predictions":
       if len(shape) != 2 or shape[0] != channels:

@@ -195,7 +195,7 @@ def flatten(tree, path=()):
 
 def unflatten(flat):
   """{path tuple: leaf} as a tree of dicts."""
-  tree = {}
+  tree: dict = {}
   for path, leaf in flat.items():
     node = tree
     for key in path[:-1]:
@@ -250,4 +250,3 @@ def to_layout(variables, layout, extras=None):
         f" {', '.join(map(str, useless[:12]))}{', ...' if len(useless) > 12 else ''}"
     )
   return tensors | {key: np.array(value, order="C") for key, value in extras.items()}
-

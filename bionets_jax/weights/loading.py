@@ -39,6 +39,8 @@ class Loaded:
     class_names: in the order of the logits; () if the file does not say.
     image_shape: (H, W, C) that the network is evaluated at.
     extras: {key: array} of another library's file: what is no variable of the network.
+    eval_transform: how the run that trained it prepared the images of its evaluation, in the words of
+      `data.grammar`; None for what `preprocessing` says, as of other libraries' files.
   """
 
   model: nn.Module
@@ -53,6 +55,7 @@ class Loaded:
   class_names: tuple[str, ...]
   image_shape: tuple[int, int, int]
   extras: Mapping[str, np.ndarray]
+  eval_transform: str | None = None
 
   def about(self) -> dict[str, Any]:
     """What `native.save_native` writes beside the variables."""
@@ -117,7 +120,8 @@ def load_as(
     FileNotFoundError, ValueError: as `load_pretrained`.
   """
   path = weight_file(located)
-  return _fill(located, path, *read_known(path), name, options, num_classes, channels, dtype)
+  tensors, layout = read_known(path)
+  return _fill(located, path, tensors, layout, name, options, num_classes, channels, dtype)
 
 
 def check_fit(
@@ -137,7 +141,14 @@ def check_fit(
 def _load_own(
     located: Located, path: str, name: str, num_classes: int | None, dtype: Any, options: dict[str, Any]
 ) -> Loaded:
-  variables, about = load_native(path)
+  return load_read(located, path, *load_native(path), name, num_classes, dtype, options)
+
+
+def load_read(
+    located: Located, path: str, variables: Mapping[str, Any], about: Mapping[str, Any], name: str,
+    num_classes: int | None, dtype: Any, options: Mapping[str, Any],
+) -> Loaded:
+  """`load` of a file of ours of which `load_native` has read the variables and the description."""
   if is_detector(about):
     raise ValueError(f"{path} holds a detector ({about['model']}); bionets_jax.detection.load loads it")
   if options:
@@ -153,7 +164,8 @@ def _load_own(
   model, preprocessing = build_own(path, variables, about, create)
   return Loaded(
       model, about["model"], about["options"], about["num_classes"], variables, preprocessing, LAYOUT,
-      located.source, path, tuple(about["class_names"]), tuple(about["image_shape"]), {})
+      located.source, path, tuple(about["class_names"]), tuple(about["image_shape"]), {},
+      about.get("eval_transform"))
 
 
 def build_own(
@@ -247,7 +259,7 @@ def _flavour(layout: Layout, name: str, options: dict[str, Any]) -> dict[str, An
     return options
   if "flavour" not in options and (len(layout.flavours) == 1 or layout.own_flavour):
     options = options | {"flavour": layout.own_flavour or next(iter(layout.flavours))}
-  flavour = layout.flavours.get(options.get("flavour"))
+  flavour = layout.flavours.get(options.get("flavour", ""))
   if flavour is None:
     return options  # load_pretrained says which there are
   epsilon = flavour.other_epsilons.get(name, flavour.epsilon)

@@ -42,7 +42,8 @@ def native_bytes(variables: Mapping[str, Any], about: Mapping[str, Any], suffix:
   text = json.dumps(about)
   if suffix == ".npz":
     file = io.BytesIO()
-    np.savez(file, **{_KEY: np.frombuffer(text.encode(), np.uint8)}, **arrays)
+    entries: dict[str, Any] = {_KEY: np.frombuffer(text.encode(), np.uint8), **arrays}
+    np.savez(file, **entries)
     return file.getvalue()
   # To bytes, and not by the library's `save_file`, which leaves a file that nobody else may read. One
   # metadata key only: the library writes several in random order.

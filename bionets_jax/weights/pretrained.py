@@ -80,7 +80,8 @@ def load_pretrained(path, template, *, model=None, model_name=""):
       message lists what is missing, left over and misshapen), or the model computes something else with
       these weights than the network they are of.
   """
-  return fill(template, *read_known(path), path, model=model, model_name=model_name)
+  tensors, layout = read_known(path)
+  return fill(template, tensors, layout, path, model=model, model_name=model_name)
 
 
 def read_known(path):

@@ -80,7 +80,8 @@ def export_stablehlo(
 
   def logits(images):
     x = normalize(images, preprocessing.mean, preprocessing.std)
-    return model.apply(variables, x, **options).astype(jnp.float32)
+    found: Any = model.apply(variables, x, **options)
+    return found.astype(jnp.float32)
 
   (batch,) = export.symbolic_shape("b")
   exported = export.export(jax.jit(logits), platforms=tuple(platforms))(

@@ -183,7 +183,8 @@ def _preprocessing(config, say):
       raise ValueError(f"{key} is {numbers!r:.60}; expected {channels} numbers, one for each channel")
     norm.append(tuple(numbers))
   _, interpolation = value("interpolation", default="bicubic")
-  return Preprocessing(*norm, side, math.floor(side / crop), interpolation)
+  mean, std = norm
+  return Preprocessing(mean, std, side, math.floor(side / crop), interpolation)
 
 
 def _each(numbers, channels):

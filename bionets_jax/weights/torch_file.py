@@ -13,6 +13,7 @@ import math
 import os
 import struct
 import zipfile
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +58,8 @@ def read_torch_file(path):
     file.seek(0)
     try:
       read = _read_zip if head == _ZIP_MAGIC else _read_legacy
-      return _to_arrays(*read(file), max(_FREE, _RATIO * os.fstat(file.fileno()).st_size))
+      tree, fetch = read(file)
+      return _to_arrays(tree, fetch, max(_FREE, _RATIO * os.fstat(file.fileno()).st_size))
     except TorchFileError as error:
       raise TorchFileError(f"{path}: {error}") from None
     except RecursionError:
@@ -158,7 +160,7 @@ def _to_arrays(tree, fetch, most):
   """Copies `tree` with every Tensor as an array, of `most` bytes in all. Shared parts stay shared."""
   total = 0
   buffers = {}
-  done = {}  # id -> (node, copy); the node is kept so that its id stays taken
+  done: dict[int, tuple] = {}  # id -> (node, copy); the node is kept so that its id stays taken
   under_way = set()
 
   def buffer(storage):
@@ -194,7 +196,7 @@ def _to_arrays(tree, fetch, most):
       raise TorchFileError("a container that contains itself")
     under_way.add(id(node))
     if isinstance(node, dict):
-      copy = {key: convert(value) for key, value in node.items()}
+      copy: Any = {key: convert(value) for key, value in node.items()}
     else:
       copy = type(node)(convert(value) for value in node)
     under_way.discard(id(node))

@@ -8,6 +8,7 @@ prints what the file built without a bound.
 
 import collections
 import pickle
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,7 @@ def _new_device(*args):
 
 def _allowed_names():
   """(module, name) -> stand-in: everything that a tensor file may name."""
-  names = {
+  names: dict[tuple[str, str], Any] = {
       ("torch", "Size"): _Function(_new_size),
       ("torch", "device"): _Function(_new_device),
       ("torch._utils", "_rebuild_tensor"): _Function(_rebuild_tensor),
@@ -159,13 +160,28 @@ class _Bounded:
     return self.file.read(count)
 
 
-class Unpickler(pickle._Unpickler):
+_InPython: Any = pickle._Unpickler  # type checkers know the one in C alone
+
+
+def _checked(opcode, keys_of):
+  """The opcode of this name, after a check of the keys that `keys_of` finds on the stack."""
+  code = getattr(pickle, opcode)[0]
+
+  def load(unpickler, act=_InPython.dispatch[code]):
+    for key in keys_of(unpickler.stack):
+      _check_key(key)
+    act(unpickler)
+
+  return {code: load}
+
+
+class Unpickler(_InPython):
   """Unpickles with the names above and nothing else; collects the storages it meets.
 
   Python's own unpickler in Python: that in C has no place for a check between the opcodes.
   """
 
-  dispatch = dict(pickle._Unpickler.dispatch)  # opcode -> function of the unpickler
+  dispatch = dict(_InPython.dispatch)  # opcode -> function of the unpickler
 
   def __init__(self, file, size):
     super().__init__(_Bounded(file, size), encoding="utf-8")
@@ -179,17 +195,6 @@ class Unpickler(pickle._Unpickler):
       raise TorchFileError(f"dicts of more than {_MAX_PAIRS} entries")
     return collections.OrderedDict((_check_key(key), value) for key, value in pairs)
 
-  def _checked(opcode, keys_of):
-    """The opcode of this name, after a check of the keys that `keys_of` finds on the stack."""
-    code = getattr(pickle, opcode)[0]
-
-    def load(self, act=pickle._Unpickler.dispatch[code]):
-      for key in keys_of(self.stack):
-        _check_key(key)
-      act(self)
-
-    return {code: load}
-
   # What follows the mark is all of the stack: the rest waits in `metastack`.
   dispatch |= _checked("SETITEM", lambda stack: stack[-2:-1])
   dispatch |= _checked("SETITEMS", lambda stack: stack[::2]) | _checked("DICT", lambda stack: stack[::2])
@@ -199,7 +204,7 @@ class Unpickler(pickle._Unpickler):
     arguments = self.stack[-1]
     if not isinstance(arguments, tuple) or len(arguments) > _MAX_ARGUMENTS:
       raise TorchFileError("a call with arguments that no torch file has")
-    pickle._Unpickler.load_reduce(self)
+    super().load_reduce()
 
   def _build(self):
     # A state dict carries `_metadata` as an attribute, which holds the versions of its modules.

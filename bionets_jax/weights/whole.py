@@ -4,14 +4,14 @@ import contextlib
 import errno
 import os
 from collections.abc import Mapping
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
-def write_whole(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
+def write_whole(contents: Mapping[Any, bytes | str]) -> None:
   """Writes files that belong together; each gets its name when all of them are written.
 
   Args:
-    contents: path -> what is in the file; text as UTF-8.
+    contents: path, a str or os.PathLike, -> what is in the file; text as UTF-8.
 
   Raises:
     OSError: naming the file; nothing is left of it then.

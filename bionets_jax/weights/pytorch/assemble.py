@@ -101,7 +101,7 @@ def fold(source: str, flags: Mapping[str, Any]) -> str:
         kept = lines[first.lineno - 1:last.end_lineno]
         kept[0] = kept[0].replace("elif ", "if ", 1)
       else:
-        header = next(i for i in range(node.body[-1].end_lineno, first.lineno)
+        header = next(i for i in range(node.body[-1].end_lineno or 0, first.lineno)
                       if lines[i].lstrip().startswith("else:"))
         kept = _dedent(lines[header + 1:last.end_lineno], first, node)
     source = "\n".join(lines[:node.lineno - 1] + kept + lines[node.end_lineno:]) + "\n"
@@ -150,6 +150,7 @@ def _decided(name: str, flags: tuple[tuple[str, Any], ...]) -> Module:
 
 def _parse(source: str) -> Module:
   definitions, relative, outside = {}, {}, {}
+  node: Any
   for node in ast.parse(source).body:
     if isinstance(node, ast.FunctionDef | ast.ClassDef):
       text = "\n".join(source.splitlines()[node.lineno - 1:node.end_lineno])
@@ -158,7 +159,7 @@ def _parse(source: str) -> Module:
     for alias in node.names:
       bound = alias.asname or alias.name
       if isinstance(node, ast.ImportFrom) and node.level:
-        relative[bound] = node.module
+        relative[bound] = node.module or ""
       else:
         outside[bound] = ast.unparse(
             ast.Import([alias]) if isinstance(node, ast.Import) else ast.ImportFrom(node.module, [alias], 0))
