@@ -86,11 +86,13 @@ def get_config():
 
 
 def folder_config(data):
+  # Round-off grows along the way: seen after 480 steps are 8e-6 of the loss at this learning rate, 3e-3 at ten times it.
+  # A momentum forgotten once is 9 steps of about 1.5e-4.
   return tiny_config(
       data__name="folder", data__dir=data, data__eval_split="val", data__workers=0,
       data__train_transform="random_resized_crop(16)|flip", data__eval_transform="center_crop(16)",
       data__mean=(0.5,), data__std=(0.5,), batch_size=BATCH, eval_batch_size=24, duration=f"{STEPS} steps",
-      schedule__kind="constant", schedule__lr=1e-3, eval_every="40 steps", checkpoint_every="1000 steps")
+      schedule__kind="constant", schedule__lr=1e-4, eval_every="40 steps", checkpoint_every="1000 steps")
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +146,7 @@ def test_one_process_hands_over_to_many_and_they_to_one(data, whole, tmp_path, c
   end = []
   train(config, workdir, say=end.append, devices=jax.devices()[:1])
   assert f"resuming from step {stopped} of {STEPS}" in end
-  np.testing.assert_allclose(losses(workdir), losses(whole), rtol=2e-3)
+  np.testing.assert_allclose(losses(workdir), losses(whole), rtol=2e-4)
 
   read = {}
   for file in notes.iterdir():
