@@ -18,10 +18,15 @@ def run_command(work: Callable[[Callable[[str], None]], int], *, stopped: str) -
   Args:
     work: is given what prints a text, and returns the status.
     stopped: what is said after Ctrl-C.
+
+  Raises:
+    What else `work` raises; XLA's own errors, which are a kind of RuntimeError, keep their traceback.
   """
   try:
     return work(lambda text: print(printable(text), flush=True))
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, RuntimeError) as error:
+    if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+      raise
     print(printable(f"error: {error}"), file=sys.stderr)
   except KeyboardInterrupt:
     print(stopped, file=sys.stderr)

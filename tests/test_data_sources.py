@@ -99,6 +99,13 @@ def test_parts_of_a_folder(folder, tmp_path):
     open_source("folder", "all", str(folder))
 
 
+def test_a_folder_of_many_classes_names_some(tmp_path):
+  for i in range(1000):
+    (tmp_path / f"n{i:08}").mkdir()
+  with pytest.raises(FileNotFoundError, match=r"Known: n00000000, .*, n00000011 and 988 more\."):
+    open_source("folder", "train", str(tmp_path))
+
+
 def test_folder_survives_pickling(folder):
   source = open_source("folder", "val", str(folder))
   copy = pickle.loads(pickle.dumps(source))

@@ -37,16 +37,13 @@ class BionetsTiny(tfds.core.GeneratorBasedBuilder):
     }))
 
   def _split_generators(self, dl_manager):
-    return {split: self._generate(split) for split in SIZES}
+    return {split: self._generate_examples(split) for split in SIZES}
 
-  def _generate(self, split):
+  def _generate_examples(self, split):
     for i in range(SIZES[split]):
       yield i, {
           "image": Image.fromarray(pixels(split, i)), "label": i % 3, "file_name": f"{split}{i}",
       }
-
-  def _generate_examples(self):
-    raise NotImplementedError
 
 
 class BionetsText(tfds.core.GeneratorBasedBuilder):

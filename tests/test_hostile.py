@@ -8,6 +8,7 @@ import re
 import sys
 import time
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tiny import tiny_config, tiny_wld_config
 from bionets_jax import command_line, create_model
 from bionets_jax.config_files import load_config
 from bionets_jax.models.fields import check_fields
-from bionets_jax.terminal import printable
+from bionets_jax.terminal import printable, run_command
 from bionets_jax.training.ranges import check_ranges, unread
 from bionets_jax.training.setup import check_values
 from bionets_jax.weights.whole import write_whole
@@ -214,6 +215,23 @@ def test_links_are_replaced_and_not_followed(tmp_path):
 
 def test_text_of_files_does_not_steer_the_terminal():
   assert printable("a\tb\nµ\x1b]0;x\x07\u202e\udcff") == "a\tb\nµ\\x1b]0;x\\x07\\u202e\\udcff"
+
+
+def test_how_a_command_line_ends(capsys):
+  def ends(error):
+    def work(say):
+      say("be\x07gun")
+      raise error
+    return run_command(work, stopped="stopped"), *capsys.readouterr()
+
+  begun = "be\\x07gun\n"
+  for error in (ValueError("no\x1b[2J"), FileNotFoundError("no\x1b[2J"), RuntimeError("no\x1b[2J")):
+    assert ends(error) == (1, begun, "error: no\\x1b[2J\n")
+  assert ends(KeyboardInterrupt()) == (1, begun, "stopped\n")
+  for error in (KeyError("a defect"), jax.errors.JaxRuntimeError("out of memory")):
+    with pytest.raises(type(error)):
+      ends(error)
+  assert run_command(lambda say: 3, stopped="stopped") == 3
 
 
 def test_the_page_names_what_there_is():

@@ -68,7 +68,7 @@ class FolderSource(Source):
       self.location = os.path.abspath(data_dir)
     if not whole or not os.path.isdir(self.location):
       raise FileNotFoundError(
-          naming.unknown(f"split of the folder {data_dir}", whole, _subdirectories(data_dir))
+          naming.unknown(f"split of the folder {data_dir}", whole, _subdirectories(data_dir), most=12)
           + f" (A folder that holds the classes themselves is {WHOLE!r}.)"
       )
     self.class_names = tuple(_subdirectories(self.location))

@@ -3,10 +3,12 @@
 import difflib
 
 
-def unknown(kind, name, known):
-  """Returns the message for an unknown `name`: the nearest known names, then all of them."""
+def unknown(kind, name, known, most=None):
+  """Returns the message for an unknown `name`: the nearest known names, then all of them, or the first `most`."""
   known = sorted(known)
-  listed = ", ".join(known) if known else "none"
+  listed = ", ".join(known[:most]) or "none"
+  if len(known[:most]) < len(known):
+    listed += f" and {len(known) - most:,} more"
   return f"Unknown {kind} {name!r}.{nearest(name, known)} Known: {listed}."
 
 

@@ -63,7 +63,12 @@ class OxfordIiitPetFiles(FilesBuilder):
       splits[split] = self._readable(root, splits[split])
     for part, split in enumerate(("train", "validation")):
       splits[split] = [one for one, its in zip(readable, parts, strict=True) if its == part]
-    return {split: _examples(root, splits[split]) for split in self.PUBLISHED_SIZES}
+    return {split: self._generate_examples(root, splits[split]) for split in self.PUBLISHED_SIZES}
+
+  def _generate_examples(self, root, listed):
+    for name, label in listed:
+      with open(_path(root, name), "rb") as file:
+        yield name, {"image": file.read(), "label": label, "file_name": f"{name}.jpg"}
 
   def _readable(self, root, listed):
     found = problems([_path(root, name) for name, _ in listed])
@@ -76,12 +81,6 @@ class OxfordIiitPetFiles(FilesBuilder):
 
 def _path(root, name):
   return os.path.join(root, "images", f"{name}.jpg")
-
-
-def _examples(root, listed):
-  for name, label in listed:
-    with open(_path(root, name), "rb") as file:
-      yield name, {"image": file.read(), "label": label, "file_name": f"{name}.jpg"}
 
 
 def read_list(path):

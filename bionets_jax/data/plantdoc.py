@@ -89,9 +89,24 @@ class CroppedPlantdoc(FilesBuilder):
     # The third is 1 - (0.65 + 0.15); what matters is where it begins.
     parts = split_by_class([crop.label for crop in crops], (0.65, 0.15, 0.2), _SEED)
     return {
-        split: _examples(root, [c for c, its in zip(crops, parts, strict=True) if its == part])
+        split: self._generate_examples(root, [c for c, its in zip(crops, parts, strict=True) if its == part])
         for part, split in enumerate(self.PUBLISHED_SIZES)
     }
+
+  def _generate_examples(self, root, crops):
+    for photo, its_crops in itertools.groupby(crops, lambda crop: crop.photo):
+      with open(os.path.join(root, photo), "rb") as file:
+        image = upright(file.read())
+      for crop in its_crops:
+        left, top, right, bottom = crop.box
+        # As cv2.imwrite: quality 95, chroma at half the resolution.
+        data = simplejpeg.encode_jpeg(
+            np.ascontiguousarray(image[top:bottom, left:right]), quality=95, colorspace="RGB",
+            colorsubsampling="420",
+        )
+        yield crop.key, {
+            "image": data, "label": crop.label, "file_name": f"{crop.key}.jpg", "photo": photo,
+        }
 
 
 def find_crops(root, subset):
@@ -173,19 +188,3 @@ def upright(data):
   except (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error):
     turn = None
   return image if turn is None else np.asarray(Image.fromarray(image).transpose(turn))
-
-
-def _examples(root, crops):
-  for photo, its_crops in itertools.groupby(crops, lambda crop: crop.photo):
-    with open(os.path.join(root, photo), "rb") as file:
-      image = upright(file.read())
-    for crop in its_crops:
-      left, top, right, bottom = crop.box
-      # As cv2.imwrite: quality 95, chroma at half the resolution.
-      data = simplejpeg.encode_jpeg(
-          np.ascontiguousarray(image[top:bottom, left:right]), quality=95, colorspace="RGB",
-          colorsubsampling="420",
-      )
-      yield crop.key, {
-          "image": data, "label": crop.label, "file_name": f"{crop.key}.jpg", "photo": photo,
-      }

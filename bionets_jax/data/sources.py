@@ -5,11 +5,12 @@ images in the form of the set NAME); 'voc' (PASCAL VOC 2007 and 2012) and 'gener
 detection; anything else is a TensorFlow Datasets name, 'name', 'name/config' or 'name:1.2.3'.
 """
 
+import abc
 import re
 import zlib
 
 
-class Source:
+class Source(abc.ABC):
   """One split. Subclasses are picklable, and cheap to pickle: workers re-open the files.
 
   Attributes:
@@ -30,8 +31,9 @@ class Source:
   def num_classes(self):
     return len(self.class_names)
 
+  @abc.abstractmethod
   def __len__(self):
-    raise NotImplementedError
+    """Returns the number of examples."""
 
   def key(self, index):
     """Returns the str that finds an example again, for messages; nothing is read for it."""
@@ -41,6 +43,7 @@ class Source:
     """Returns a CRC-32 that is another if the examples or their order are, as far as names and sizes tell."""
     return zlib.crc32(f"{self.name} {self.split} {len(self)}".encode())
 
+  @abc.abstractmethod
   def read(self, index):
     """Returns (image, label, key) of one example.
 
@@ -52,7 +55,6 @@ class Source:
       label: int.
       key: `self.key(index)`, with what else the record says of where it is from.
     """
-    raise NotImplementedError
 
   def read_many(self, indices):
     """Iterates over read(i) for i in indices; sources that read faster in bulk override it."""

@@ -49,9 +49,9 @@ class Voc(FilesBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager):
     root = os.path.join(os.fspath(dl_manager.manual_dir), "VOCdevkit", f"VOC{self.builder_config.name}")
-    return {split: self._examples(root, split) for split in self.PUBLISHED_SIZES}
+    return {split: self._generate_examples(root, split) for split in self.PUBLISHED_SIZES}
 
-  def _examples(self, root, split):
+  def _generate_examples(self, root, split):
     names = read_list(os.path.join(root, "ImageSets", "Main", f"{LISTS[split]}.txt"))
     images, notes = ([os.path.join(root, folder, name + suffix) for name in names]
                      for folder, suffix in (("JPEGImages", ".jpg"), ("Annotations", ".xml")))

@@ -2,10 +2,9 @@
 
 import argparse
 import os
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from bionets_jax.terminal import printable
+from bionets_jax.terminal import run_command
 from bionets_jax.weights.command_line import model_option
 
 _DESCRIPTION = """\
@@ -110,20 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
   # Imported late: a mistake on the command line should not have to wait for JAX.
   from bionets_jax.evaluate.run import evaluate
 
-  try:
-    evaluate(options, say=lambda text: print(printable(text), flush=True))
-  except (ValueError, OSError) as error:
-    print(printable(f"error: {error}"), file=sys.stderr)
-    return 1
-  except RuntimeError as error:
-    if type(error) is not RuntimeError:  # XLA's own errors keep their traceback
-      raise
-    print(f"error: {error}", file=sys.stderr)
-    return 1
-  except KeyboardInterrupt:
-    print("stopped; nothing was written", file=sys.stderr)
-    return 1
-  return 0
+  def work(say: Callable[[str], None]) -> int:
+    evaluate(options, say=say)
+    return 0
+
+  return run_command(work, stopped="stopped; nothing was written")
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -3,11 +3,10 @@
 import argparse
 import ast
 import os
-import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bionets_jax.terminal import printable
+from bionets_jax.terminal import run_command
 
 _SOURCE = ("the workdir of a finished run; a .safetensors, .npz, .pth, .pt, .th, .bin, .h5 or .keras file; or "
            "an address: hf://OWNER/REPO, torchvision://ResNet50_Weights.IMAGENET1K_V1")
@@ -95,11 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   from bionets_jax.weights import commands
 
-  try:
-    return commands.run(options, say=lambda text: print(printable(text), flush=True))
-  except (ValueError, OSError) as error:
-    print(printable(f"error: {error}"), file=sys.stderr)
-    return 1
+  return run_command(lambda say: commands.run(options, say), stopped="stopped")
 
 
 def model_option(text: str) -> tuple[str, Any]:
