@@ -131,7 +131,8 @@ def sample(pid: int, workdir: str) -> dict[str, float]:
   total = [sum(values) for values in zip(*(_held(one) for one in (pid, *descendants(pid))), strict=True)]
   return {
       "memory, all processes": total[0] / 2**20, "memory, main process": main[0] / 2**20,
-      "asked for, all processes": total[1] / 2**20, "asked for, main process": main[1] / 2**20, "open files": total[2], "threads": total[3], "shared memory of the machine": _bytes_under("/dev/shm") / 2**20,
+      "asked for, all processes": total[1] / 2**20, "asked for, main process": main[1] / 2**20,
+      "open files": total[2], "threads": total[3], "shared memory of the machine": _bytes_under("/dev/shm") / 2**20,
       "workdir": _bytes_under(os.path.join(workdir, "checkpoints")) / 2**20, "step": _newest_step(workdir)}
 
 
