@@ -70,7 +70,8 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self, count):
     for i in range(count):
-      yield i, {"image": picture(i, self.size or (40, 48)), "label": i % len(self.classes), "file_name": self.file.format(i + 1)}
+      yield i, {"image": picture(i, self.size or (40, 48)), "label": i % len(self.classes),
+                "file_name": self.file.format(i + 1)}
 
 
 def write_set(folder, name, classes, splits, file="{}.png", size=None):
@@ -91,7 +92,7 @@ def make_run(workdir, **changes):
 def place(tmp_path_factory):
   """The folder: photos, data sets, workdirs, and links to what a checkout has."""
   root = tmp_path_factory.mktemp("place")
-  for name in ("launch.py", "configs", "results", "bionets_jax"):
+  for name in ("launch.py", "configs", "results"):
     (root / name).symlink_to(ROOT / name)
   for kind in ("photos/daisy", "photos/rose", "DIR/train/a", "DIR/train/b", "DIR/val/a", "DIR/val/b"):
     (root / kind).mkdir(parents=True)
@@ -135,8 +136,8 @@ def published(place):
     save_native(place / f"{name}.safetensors", variables, {
         "model": name, "options": {}, "num_classes": 1000, "class_names": [], "image_shape": [224, 224, 3],
         "preprocessing": {"mean": [0.5] * 3, "std": [0.25] * 3, "image_size": 224, "resize": 256}})
-    subprocess.run([sys.executable, "-m", "bionets_jax.weights", "export", str(place / f"{name}.safetensors"),
-                    "--to=torchvision", f"--out={place / 'published' / name}"], check=True, cwd=ROOT)
+    assert weights_command_line.main([
+        "export", str(place / f"{name}.safetensors"), "--to=torchvision", f"--out={place / 'published' / name}"]) == 0
     (file,) = (place / "published" / name).glob("*.safetensors")
     files[name] = str(file)
   return files
@@ -190,6 +191,11 @@ def test_a_line_of_a_page(line, place, monkeypatch, capsys, request):
     option, _, path = argument.partition("=")
     if option in ("--out", "--json", "--figures"):
       assert os.path.isfile(path) or os.listdir(path), argument
+
+
+def test_each_reason_is_that_of_a_line():
+  reasons = {why_not(module, arguments) for module, arguments in LINES.values()}
+  assert reasons - {""} == set(ELSEWHERE.values()) and len(LINES) > 40
 
 
 @pytest.mark.parametrize("page", [page for page, text in PAGES.items() if blocks(text, "py")])
