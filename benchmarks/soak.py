@@ -1,12 +1,18 @@
 """A long run that does little but everything: memory, open files and threads of all its processes over hours.
 
     python benchmarks/soak.py [--hours=2] [--sample=10] [--workdir=DIR] [--json=FILE]
+    python benchmarks/soak.py --judge=FILE     # the samples of a run that was made before
 
 A small network is trained on JPEGs that two worker processes decode, with an evaluation (workers of its own) every 25
 steps and a checkpoint every 10. Every few seconds the sizes of the process and of its descendants are read from /proc;
-in the end it is stopped by SIGTERM and has to leave with status 75. Slopes are least squares over the time after the
-first quarter, with twice their standard error; a slope counts as growth if it is above its error and the whole run
-would gain more than 2 % by it. Exit status 1 if anything grows or the run ends by itself.
+in the end it is stopped by SIGTERM and has to leave with status 75.
+
+Slopes are least squares over the time after the first quarter, with twice their standard error: of all samples, and of
+the least sample of each of 18 parts of that time (five minutes of two hours). The second is judged: buffers of a save,
+stacks of short threads and workers of an evaluation come and go in steps of many MiB, upwards only, and how often a
+sample meets them depends on what else the machine does; what is never given back is in the least sample too. Growth is a
+slope above its error by which the whole run would gain more than 2 %. Exit status 1 if anything grows or the run ends
+by itself.
 
 Memory that is in use is shown and not judged: some kernels take back pages that a process leaves alone for minutes, and
 what is used again then looks like growth. What is judged is what the processes have asked for, which a leak raises
@@ -17,6 +23,7 @@ processes leave in /dev/shm meanwhile counts as if it were the run's.
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -32,6 +39,7 @@ from bionets_jax.training.config import classification_config
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIRST_QUARTER = 0.25  # caches fill
+PARTS = 18
 GROWTH = 0.02  # of the mean, over the whole run
 SERIES = {
     "memory, all processes": "MiB", "memory, main process": "MiB", "asked for, all processes": "MiB",
@@ -61,7 +69,12 @@ def main() -> int:
   parser.add_argument("--sample", type=float, default=10.0, metavar="SECONDS", help="between two samples")
   parser.add_argument("--workdir", help="default: a temporary one")
   parser.add_argument("--json", metavar="FILE", help="also FILE with .png in place of .json: the plot")
+  parser.add_argument("--judge", metavar="FILE", help="judge and plot the samples that --json has written; nothing is run")
   options = parser.parse_args()
+  if options.judge:
+    with open(options.judge, encoding="utf-8") as file:
+      stored = json.load(file)
+    return judge(stored["samples"], stored["machine"], options.judge)
   with tempfile.TemporaryDirectory() as scratch:
     workdir = options.workdir or os.path.join(scratch, "run")
     data = os.path.join(scratch, "images")
@@ -83,12 +96,17 @@ def main() -> int:
     print(said[-4000:])
     print(f"the run left with status {status}, expected 75", file=sys.stderr)
     return 1
+  return judge(samples, timing.machine(), options.json)
+
+
+def judge(samples: list[dict[str, float]], machine: dict, path: str | None) -> int:
+  """Prints the slopes, and writes them with a plot; returns the exit status."""
   found = {name: slope(samples, name) for name in SERIES if name != "step"}
   show(found, samples)
-  if options.json:
-    timing.write(options.json, {"machine": timing.machine(), "hours": samples[-1]["hours"],
-                                "steps": samples[-1]["step"], "slopes": found, "samples": samples})
-    plot(samples, os.path.splitext(options.json)[0] + ".png")
+  if path:
+    timing.write(path, {"machine": machine, "hours": samples[-1]["hours"], "steps": samples[-1]["step"],
+                        "slopes": found, "samples": samples})
+    plot(samples, os.path.splitext(path)[0] + ".png")
   return int(any(one["grows"] for name, one in found.items() if name not in NOT_JUDGED))
 
 
@@ -192,25 +210,40 @@ def _newest_step(workdir: str) -> int:
 
 
 def slope(samples: list[dict[str, float]], name: str) -> dict[str, float | bool]:
-  """{'per_hour', 'error' (two standard errors), 'mean', 'least', 'most', 'grows'} of a series after its first quarter."""
+  """How a series goes after its first quarter.
+
+  Returns:
+    per_hour, error: of all samples, and two standard errors.
+    least_per_hour, least_error: of the least sample of each part.
+    mean, least, most: of all samples.
+    grows: whether the least samples do.
+  """
   hours = np.array([s["hours"] for s in samples])
   late = hours >= FIRST_QUARTER * hours[-1]
   x, y = hours[late], np.array([s[name] for s in samples])[late]
+  per_hour, error = _line(x, y)
+  parts = [part for part in np.array_split(np.arange(len(x)), PARTS) if len(part)]
+  lowest = [part[y[part].argmin()] for part in parts]
+  least_per_hour, least_error = _line(x[lowest], y[lowest])
+  return {"per_hour": per_hour, "error": error, "least_per_hour": least_per_hour, "least_error": least_error,
+          "mean": float(y.mean()), "least": float(y.min()), "most": float(y.max()),
+          "grows": bool(least_per_hour > least_error and least_per_hour * hours[-1] > GROWTH * y.mean())}
+
+
+def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+  """(slope of the least-squares line, two standard errors of it)."""
   x = x - x.mean()
   per_hour = float((x * y).sum() / (x * x).sum())
   residual = y - y.mean() - per_hour * x
-  error = float(2 * np.sqrt((residual**2).sum() / max(1, len(x) - 2) / (x * x).sum()))
-  gain = per_hour * hours[-1]
-  return {"per_hour": per_hour, "error": error, "mean": float(y.mean()), "least": float(y.min()),
-          "most": float(y.max()), "grows": bool(per_hour > error and gain > GROWTH * y.mean())}
+  return per_hour, float(2 * np.sqrt((residual**2).sum() / max(1, len(x) - 2) / (x * x).sum()))
 
 
 def show(found: dict[str, dict], samples: list[dict[str, float]]) -> None:
-  rows = [["of the run", "mean", "least", "most", "an hour", "+-", "grows"]]
+  rows = [["of the run", "mean", "least", "most", "an hour", "+-", "least, an hour", "+-", "grows"]]
   for name, one in found.items():
     rows.append([f"{name} ({SERIES[name]})", *(f"{one[key]:.1f}" for key in ("mean", "least", "most")),
-                 f"{one['per_hour']:+.2f}", f"{one['error']:.2f}",
-                 "-" if name in NOT_JUDGED else "YES" if one["grows"] else "no"])
+                 f"{one['per_hour']:+.2f}", f"{one['error']:.2f}", f"{one['least_per_hour']:+.2f}",
+                 f"{one['least_error']:.2f}", "-" if name in NOT_JUDGED else "YES" if one["grows"] else "no"])
   print(f"\n{samples[-1]['hours']:.2f} hours, {samples[-1]['step']:.0f} steps, {len(samples)} samples\n")
   print(timing.table(rows), flush=True)
 

@@ -242,8 +242,7 @@ def test_a_line_that_trains(line, place, published, monkeypatch):
     arguments.append(f"--config.teacher.weights={published['resnet50']}")
   if "own_images" in given["config"]:
     arguments.append(f"--config.model.weights={published['resnet18']}")
-  if "workdir" not in given:
-    arguments.append(f"--workdir=trained/{len(os.listdir('trained')) if os.path.isdir('trained') else 0}")
+  arguments.append(f"--workdir=trained/{list(TRAINING).index(line)}")  # another than those that are there
   ended = subprocess.run([sys.executable, "launch.py", *arguments], capture_output=True, text=True, timeout=1800,
                          env=os.environ | {"TFDS_DATA_DIR": str(place / "DIR")})
   assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
