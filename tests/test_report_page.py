@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from report_runs import make_config, make_detector, make_run, make_summary, make_sweep, write
 from sklearn.metrics import confusion_matrix
-from test_results import make_config, make_detector, make_run, make_summary, make_sweep, write
 from tiny import tiny_config
 
 from bionets_jax.data.sources import open_source
