@@ -12,7 +12,9 @@ the least sample of each of 18 parts of that time (five minutes of two hours). T
 stacks of short threads and workers of an evaluation come and go in steps of many MiB, upwards only, and how often a
 sample meets them depends on what else the machine does; what is never given back is in the least sample too. Growth is a
 slope above its error by which the whole run would gain more than 2 %. Exit status 1 if anything grows or the run ends
-by itself.
+by itself. Left out of threads and memory, and shown by themselves, are the threads of tensorstore's pool with their
+stacks: one more starts when the writes of a save have to wait, up to the 128 that Orbax allows, and they end when they
+are idle, so under load there are some more as time goes on.
 
 Memory that is in use is shown and not judged: some kernels take back pages that a process leaves alone for minutes, and
 what is used again then looks like growth. What is judged is what the processes have asked for, which a leak raises
@@ -25,6 +27,7 @@ processes leave in /dev/shm meanwhile counts as if it were the run's.
 import argparse
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -41,11 +44,12 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FIRST_QUARTER = 0.25  # caches fill
 PARTS = 18
 GROWTH = 0.02  # of the mean, over the whole run
+POOL = "ts_pool_worker"
 SERIES = {
     "memory, all processes": "MiB", "memory, main process": "MiB", "asked for, all processes": "MiB",
-    "asked for, main process": "MiB", "open files": "files", "threads": "threads",
+    "asked for, main process": "MiB", "open files": "files", "threads": "threads", "tensorstore's threads": "threads",
     "shared memory of the machine": "MiB", "workdir": "MiB", "step": "steps"}
-NOT_JUDGED = ("memory, all processes", "memory, main process")
+NOT_JUDGED = ("memory, all processes", "memory, main process", "tensorstore's threads")
 
 
 def get_config(folder: str):
@@ -101,7 +105,7 @@ def main() -> int:
 
 def judge(samples: list[dict[str, float]], machine: dict, path: str | None) -> int:
   """Prints the slopes, and writes them with a plot; returns the exit status."""
-  found = {name: slope(samples, name) for name in SERIES if name != "step"}
+  found = {name: slope(samples, name) for name in SERIES if name != "step" and name in samples[0]}
   show(found, samples)
   if path:
     timing.write(path, {"machine": machine, "hours": samples[-1]["hours"], "steps": samples[-1]["step"],
@@ -150,7 +154,8 @@ def sample(pid: int, workdir: str) -> dict[str, float]:
   return {
       "memory, all processes": total[0] / 2**20, "memory, main process": main[0] / 2**20,
       "asked for, all processes": total[1] / 2**20, "asked for, main process": main[1] / 2**20,
-      "open files": total[2], "threads": total[3], "shared memory of the machine": _bytes_under("/dev/shm") / 2**20,
+      "open files": total[2], "threads": total[3], "tensorstore's threads": total[4],
+      "shared memory of the machine": _bytes_under("/dev/shm") / 2**20,
       "workdir": _bytes_under(os.path.join(workdir, "checkpoints")) / 2**20, "step": _newest_step(workdir)}
 
 
@@ -171,9 +176,10 @@ def descendants(pid: int) -> list[int]:
   return found
 
 
-def _held(pid: int) -> tuple[int, int, int, int]:
+def _held(pid: int) -> tuple[int, int, int, int, int]:
   """(bytes in memory that no file stands behind, of what n processes share an n-th; bytes asked for, whether or not they
-  were ever touched; open files; threads); zeros of a process that has ended.
+  were ever touched; open files; threads; those of tensorstore's pool, which the others are without); zeros of a process
+  that has ended.
 
   Pages of libraries come and go with what else the machine does. Some kernels also take back pages that a process
   leaves alone: a leak that nobody touches again may be missing from the first number, never from the second.
@@ -183,9 +189,20 @@ def _held(pid: int) -> tuple[int, int, int, int]:
       memory = next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss_Anon:"))
     with open(f"/proc/{pid}/status", encoding="utf-8") as file:
       asked = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData:"))
-    return memory, asked, len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task"))
+    threads = os.listdir(f"/proc/{pid}/task")
+    pool = sum(_name(pid, thread) == POOL for thread in threads)
+    asked -= pool * max(0, resource.getrlimit(resource.RLIMIT_STACK)[0])  # which the run has from here; -1: no limit
+    return memory, asked, len(os.listdir(f"/proc/{pid}/fd")), len(threads) - pool, pool
   except (OSError, StopIteration):
-    return 0, 0, 0, 0
+    return 0, 0, 0, 0, 0
+
+
+def _name(pid: int, thread: str) -> str:
+  try:
+    with open(f"/proc/{pid}/task/{thread}/comm", encoding="utf-8", errors="replace") as file:
+      return file.read().strip()
+  except OSError:
+    return ""  # it has ended
 
 
 def _bytes_under(folder: str) -> int:
@@ -252,9 +269,9 @@ def plot(samples: list[dict[str, float]], path: str) -> None:
   """One panel for each series."""
   from matplotlib.figure import Figure
 
-  names = [name for name in SERIES if name != "step"]
-  figure = Figure(figsize=(12, 5), layout="constrained")
-  panels = list(figure.subplots(2, 4).flat)
+  names = [name for name in SERIES if name != "step" and name in samples[0]]
+  figure = Figure(figsize=(14, 5), layout="constrained")
+  panels = list(figure.subplots(2, 5).flat)
   for axes in panels[len(names):]:
     axes.set_axis_off()
   for axes, name in zip(panels, names, strict=False):
