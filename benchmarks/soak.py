@@ -12,9 +12,8 @@ the least sample of each of 18 parts of that time (five minutes of two hours). T
 stacks of short threads and workers of an evaluation come and go in steps of many MiB, upwards only, and how often a
 sample meets them depends on what else the machine does; what is never given back is in the least sample too. Growth is a
 slope above its error by which the whole run would gain more than 2 %. Exit status 1 if anything grows or the run ends
-by itself. Left out of threads and memory, and shown by themselves, are the threads of tensorstore's pool with their
-stacks: one more starts when the writes of a save have to wait, up to the 128 that Orbax allows, and they end when they
-are idle, so under load there are some more as time goes on.
+by itself. The threads of tensorstore's pool and their stacks are counted apart from the other threads and memory, and
+judged as well: one more starts when the writes of a save have to wait, so a busy machine alone can add some.
 
 Memory that is in use is shown and not judged: some kernels take back pages that a process leaves alone for minutes, and
 what is used again then looks like growth. What is judged is what the processes have asked for, which a leak raises
@@ -49,7 +48,7 @@ SERIES = {
     "memory, all processes": "MiB", "memory, main process": "MiB", "asked for, all processes": "MiB",
     "asked for, main process": "MiB", "open files": "files", "threads": "threads", "tensorstore's threads": "threads",
     "shared memory of the machine": "MiB", "workdir": "MiB", "step": "steps"}
-NOT_JUDGED = ("memory, all processes", "memory, main process", "tensorstore's threads")
+NOT_JUDGED = ("memory, all processes", "memory, main process")
 
 
 def get_config(folder: str):
