@@ -28,7 +28,7 @@ def write_items(folder: str, state: Tree, record: Mapping[str, Any]) -> None:
   Raises:
     Exception: of any kind, with parts of it left under `folder` and names that begin like it.
   """
-  with _one_at_a_time, _without_orbax_errors(), _described_once():
+  with _one_at_a_time, _without_orbax_errors(), _described_once(), _few_threads():
     _checkpointer().save(folder, args=ocp.args.Composite(
         state=ocp.args.StandardSave(state), clock=ocp.args.JsonSave(record)))
 
@@ -111,6 +111,28 @@ def _described_once() -> Iterator[None]:
     yield
   finally:
     kind.to_json = own
+
+
+class _OwnDefaults(tensorstore.Context):
+  """A context with as many threads for files as tensorstore itself takes: max(4, processors), for the whole process."""
+
+  def __init__(self, spec: Mapping[str, Any], **options: Any):
+    super().__init__(dict(spec) | {"file_io_concurrency": {"limit": "shared"}}, **options)
+
+
+@contextlib.contextmanager
+def _few_threads() -> Iterator[None]:
+  """Has Orbax write with tensorstore's default number of threads while a state is saved, not with up to 128.
+
+  One more is started whenever a write waits, and none ends that works at least every 20 seconds: with frequent saves
+  on a busy machine they become more and more, for hours, and make nothing faster.
+  """
+  own = tensorstore.Context
+  tensorstore.Context = _OwnDefaults
+  try:
+    yield
+  finally:
+    tensorstore.Context = own
 
 
 @contextlib.contextmanager
