@@ -14,7 +14,9 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 from saved_states import assert_step, clock_of, fill, make_state, quiet
 from test_training import weight_bytes
 from tiny import tiny_config
@@ -328,3 +330,22 @@ def test_a_save_leaves_nothing_in_memory(tmp_path):
 
   start = blocks_after(range(15))  # caches fill
   assert blocks_after(range(15, 30)) - start < 15 * 100
+
+
+def test_a_save_takes_no_more_threads_than_tensorstore_would(tmp_path, monkeypatch):
+  """Orbax asks for up to 128, which a busy machine starts one by one and frequent saves keep alive."""
+  state, limits = {"w": np.zeros((4, 4), np.float32)}, []
+  own_open, own_context = tensorstore.open, tensorstore.Context
+
+  def open_seen(*args, context=None, **options):
+    limits.append(context.spec.to_json()["file_io_concurrency"])
+    return own_open(*args, context=context, **options)
+
+  monkeypatch.setattr(tensorstore, "open", open_seen)
+  write_items(str(tmp_path / "ours"), state, {"step": 0})
+  assert limits and all(limit == {} for limit in limits)  # as tensorstore writes what is shared by the whole process
+  assert tensorstore.Context is own_context
+  limits.clear()
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(str(tmp_path / "orbax"), state)
+  assert {"limit": 128} in limits  # or there is nothing left to change
