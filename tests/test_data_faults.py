@@ -180,6 +180,20 @@ def test_a_missing_file_and_one_that_is_no_image(mesh, tmp_path):
   assert "b/4.png: not a readable image (0 bytes" in said[0] and "stands in for it" in said[0]
 
 
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), os.mkdir])
+def test_what_is_no_file_is_a_bad_record(mesh, tmp_path, make):
+  """A pipe that nobody writes to would hold up its reader for ever, a device fill the memory."""
+  folder = make_folder(tmp_path)
+  odd = folder / "train" / "a" / "3.png"
+  os.remove(odd)
+  make(odd)
+  pipeline, said = streamed(mesh, folder, max_bad_records=1), []
+  pipeline.bad_records.say = said.append
+  assert len(take(pipeline.train_batches(), 6)) == 6
+  why = "cannot be read: Is a directory" if odd.is_dir() else "a device or a pipe, no file"
+  assert len(said) == 1 and f"a/3.png: {why}; " in said[0]
+
+
 def broken_digits(monkeypatch, bad):
   """Makes digits unreadable: `bad` has (split, index)."""
   read = DigitsSource.read

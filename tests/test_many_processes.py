@@ -352,12 +352,12 @@ def test_the_slurm_script_queues_again_what_was_stopped(tmp_path):
     (tmp_path / name).chmod(0o755)
   environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT),
                               "SLURM_JOB_ID": "7"}
-  for status in (0, 1, 75):
+  for status, restarts, again in ((0, 0, False), (1, 0, False), (75, 0, True), (75, 9, True), (137, 2, True), (137, 3, False)):
     done = subprocess.run(
-        ["bash", "scripts/slurm.sbatch", "--config=a b.py"], cwd=ROOT, env=environment | {"STATUS": str(status)},
-        capture_output=True, text=True)
+        ["bash", "scripts/slurm.sbatch", "--config=a b.py"], cwd=ROOT, capture_output=True, text=True,
+        env=environment | {"STATUS": str(status), "SLURM_RESTART_COUNT": str(restarts)})
     assert done.returncode == status and "launch.py --distributed=auto --config=a b.py" in done.stdout
-    assert ("scontrol requeue 7" in done.stdout) == (status == 75)
+    assert ("scontrol requeue 7" in done.stdout) == again
     assert "--kill-on-bad-exit=0 --wait=120" in done.stdout  # its status is then that of the error
 
 

@@ -7,6 +7,7 @@ import re
 import zlib
 
 from bionets_jax.data import naming, split_syntax
+from bionets_jax.data.image_file import read_image_file
 from bionets_jax.data.sources import Source
 
 WHOLE = "all"  # as a split: the folder itself, without folders for splits in it
@@ -115,8 +116,7 @@ class FolderSource(Source):
 
   def read(self, index):
     path = self.key(index)
-    with open(path, "rb") as file:
-      return file.read(), self._labels[index], path
+    return read_image_file(path), self._labels[index], path
 
   def __getstate__(self):
     # One string pickles a hundred times faster than a million small ones. '/' cannot be in a

@@ -1,8 +1,6 @@
 """What a trained detector finds in an image of any size."""
 
 import io
-import os
-import stat
 from typing import NamedTuple
 
 import jax
@@ -10,6 +8,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from bionets_jax.data.decode import FORMATS, decode_rgb
+from bionets_jax.data.image_file import read_image_file
 from bionets_jax.detection.images import normalized
 from bionets_jax.detection.loading import LoadedDetector
 from bionets_jax.detection.types import Detections
@@ -73,11 +72,7 @@ def read_upright(path: str) -> np.ndarray:
     OSError: it cannot be read.
     ValueError: it is no image that `data.decode` reads, or no file: a device or a pipe need never end.
   """
-  mode = os.stat(path).st_mode
-  if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a folder is refused by `open`
-    raise ValueError("a device or a pipe, no file")
-  with open(path, "rb") as file:
-    data = file.read()
+  data = read_image_file(path)
   image = decode_rgb(data)
   turn = _TURNS.get(_orientation(data))
   return image if turn is None else np.asarray(Image.fromarray(image).transpose(turn))
