@@ -5,12 +5,15 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 
 import jax
+import numpy as np
 import pytest
 from test_training import losses, weight_bytes
 from tiny import tiny_config
 
+from bionets_jax.training import heartbeat
 from bionets_jax.training.evaluation import evaluate
 from bionets_jax.training.loop import Interrupted, train
 from bionets_jax.training.stopping import StopRequest
@@ -88,14 +91,43 @@ def test_a_signal_while_the_main_thread_is_in_other_code_ends_the_process():
 def test_a_loop_that_stands_still_ends_and_says_where():
   process = script("""if True:
     import time
-    from bionets_jax.training import hangs, stopping
+    from bionets_jax.training import hangs, heartbeat
     def stands_still():
       time.sleep(60)
     hangs.watch(limit=1)
     time.sleep(2)  # outside a loop there is no limit
-    with stopping.StopRequest() as stop:
-      stop.asked()
+    with heartbeat.expected():
+      for _ in range(4):
+        time.sleep(0.5)
+        heartbeat.beat()
+      with heartbeat.expected():  # an evaluation within the loop
+        pass
       stands_still()""")
   assert process.wait(30) == 1
   output = process.stdout.read()
   assert "in stands_still" in output and "error: no step was made for" in output
+
+
+def test_an_evaluation_is_heard_of_at_each_batch(monkeypatch):
+  now, silences = 0, []
+  monkeypatch.setattr(heartbeat, "time", types.SimpleNamespace(monotonic=lambda: now))
+
+  class Batches:
+    """Of which each takes longer than the one before."""
+
+    def __iter__(self):
+      nonlocal now
+      for wait in (1, 20, 300):
+        now += wait
+        silences.append(heartbeat.silence())
+        yield {}
+
+    def close(self):
+      pass
+
+    def skipped(self):
+      return 0
+
+  means = evaluate(lambda batch: {"count": np.ones(1), "loss": np.ones(1)}, (), [Batches()], 3, print)
+  assert means == [{"loss": 1.0}] and silences == [1, 20, 300]
+  assert heartbeat.silence() == 0  # afterwards nothing is expected

@@ -12,6 +12,7 @@ import numpy as np
 
 from bionets_jax.ops import compiler_options
 from bionets_jax.training import config as config_lib
+from bionets_jax.training import heartbeat
 from bionets_jax.training.checkpoints import Checkpoints
 from bionets_jax.training.clock import readable, readable_rate
 from bionets_jax.training.devices import replicated
@@ -65,23 +66,25 @@ def evaluate(
     for name, value in found.items():
       sums[name] += np.atleast_1d(value).astype(np.float64)
 
-  try:
-    for batch in zip(*batches, strict=True):
-      if asked():
-        return []
-      in_flight.append(eval_step(*variables, list(batch)))
-      if len(in_flight) > IN_FLIGHT:
-        fetch()
-      if time.perf_counter() - told > 10 and sums:
-        told, done = time.perf_counter(), sums["count"][0]
-        rate = done / (told - started)
-        say(f"evaluated {done:,.0f} of {total:,} images, {readable_rate(rate)} img/s, "
-            f"left {readable((total - done) / max(rate, 1e-9))}")
-  finally:
-    for b in batches:
-      b.close()
-  while in_flight:
-    fetch()
+  with heartbeat.expected():
+    try:
+      for batch in zip(*batches, strict=True):
+        heartbeat.beat()
+        if asked():
+          return []
+        in_flight.append(eval_step(*variables, list(batch)))
+        if len(in_flight) > IN_FLIGHT:
+          fetch()
+        if time.perf_counter() - told > 10 and sums:
+          told, done = time.perf_counter(), sums["count"][0]
+          rate = done / (told - started)
+          say(f"evaluated {done:,.0f} of {total:,} images, {readable_rate(rate)} img/s, "
+              f"left {readable((total - done) / max(rate, 1e-9))}")
+    finally:
+      for b in batches:
+        b.close()
+    while in_flight:
+      fetch()
   counts = sums.pop("count")
   bad = [b.skipped() for b in batches]
   if any(round(count) + skipped != total for count, skipped in zip(counts, bad, strict=True)):

@@ -6,14 +6,14 @@ import sys
 import threading
 import time
 
-from bionets_jax.training import job, stopping
+from bionets_jax.training import heartbeat, job
 
 # Longer than anything between two steps takes, compiling the evaluation of a large network on a TPU included.
 LIMIT_SECONDS = 1800
 
 
 def watch(limit: float = LIMIT_SECONDS) -> None:
-  """From now on a training loop that makes no step for `limit` seconds ends the process with status 1.
+  """From now on a training loop or an evaluation that makes no step for `limit` seconds ends the process with status 1.
 
   Before that it prints where every thread stands; in a job the other processes end too.
   """
@@ -23,7 +23,7 @@ def watch(limit: float = LIMIT_SECONDS) -> None:
 def _watch(limit: float) -> None:
   while True:
     time.sleep(min(10, limit / 4))
-    silent = stopping.seconds_since_question()
+    silent = heartbeat.silence()
     if silent > limit:
       message = f"no step was made for {silent:.0f} s, and so the process ends; its threads stood as above"
       faulthandler.dump_traceback(sys.stderr, all_threads=True)

@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from bionets_jax.ops import compiler_options
-from bionets_jax.training import bad_records, job, nonfinite, overview
+from bionets_jax.training import bad_records, heartbeat, job, nonfinite, overview
 from bionets_jax.training import config as config_lib
 from bionets_jax.training.checkpoints import Checkpoints
 from bionets_jax.training.clock import Clock, readable
@@ -343,7 +343,7 @@ def _train(
   if going and (missed := profiler.missed(step)):
     say(missed)
   try:
-    with StopRequest() as stop:
+    with heartbeat.expected(), StopRequest() as stop:
       clock.resume()
       stopping = False
       if owed():
@@ -370,6 +370,7 @@ def _train(
           say(profiler.stop(program.as_text() or ""))
           clock.resume()
 
+        heartbeat.beat()
         last = step == setup.total_steps
         stopping = stop.asked()
         saving = last or stopping or step % setup.checkpoint_every == 0

@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 import threading
-import time
 
 import jax
 from jax.experimental import multihost_utils
@@ -19,7 +18,6 @@ _in_loop = 0
 _received = threading.Event()
 # JAX agrees on one of these numbers as the point at which all processes stop, so none may come twice.
 _questions = itertools.count(1)
-_last_question = 0.0
 
 
 def leave_on_signals() -> None:
@@ -43,11 +41,6 @@ def leave_on_signals() -> None:
 def in_loop() -> bool:
   """Whether a run is being trained, so that something would be lost."""
   return _in_loop > 0
-
-
-def seconds_since_question() -> float:
-  """How long ago the loop last asked whether to stop; 0 if no run is being trained."""
-  return time.monotonic() - _last_question if in_loop() else 0.0
 
 
 def _handle(number, frame):
@@ -81,8 +74,7 @@ class StopRequest:
     self._previous = {}
 
   def __enter__(self):
-    global _in_loop, _last_question
-    _last_question = time.monotonic()
+    global _in_loop
     if threading.current_thread() is threading.main_thread():
       if jax.distributed.is_initialized():
         handlers = {signal.SIGINT: lambda *_: os.kill(os.getpid(), signal.SIGTERM)}
@@ -111,8 +103,6 @@ class StopRequest:
 
   def asked(self) -> bool:
     """Whether to stop now. The processes of a job must all ask, equally often."""
-    global _last_question
-    _last_question = time.monotonic()
     if jax.distributed.is_initialized():
       return multihost_utils.reached_preemption_sync_point(next(_questions))
     return self.pending
