@@ -337,8 +337,14 @@ def test_a_save_takes_no_more_threads_than_tensorstore_would(tmp_path, monkeypat
   state, limits = {"w": np.zeros((4, 4), np.float32)}, []
   own_open, own_context = tensorstore.open, tensorstore.Context
 
+  def limit_of(context):
+    return context.spec.to_json()["file_io_concurrency"]
+
   def open_seen(*args, context=None, **options):
-    limits.append(context.spec.to_json()["file_io_concurrency"])
+    limits.append(limit_of(context))
+    # What another thread makes meanwhile stays as it wants it.
+    assert limit_of(tensorstore.Context({"file_io_concurrency": {"limit": 7}})) == {"limit": 7}
+    tensorstore.Context()
     return own_open(*args, context=context, **options)
 
   monkeypatch.setattr(tensorstore, "open", open_seen)

@@ -113,11 +113,16 @@ def _described_once() -> Iterator[None]:
     kind.to_json = own
 
 
-class _OwnDefaults(tensorstore.Context):
-  """A context with as many threads for files as tensorstore itself takes: max(4, processors), for the whole process."""
+class _FewThreads(tensorstore.Context):
+  """A context that takes tensorstore's own number of threads for files, max(4, processors), where Orbax wants 128.
 
-  def __init__(self, spec: Mapping[str, Any], **options: Any):
-    super().__init__(dict(spec) | {"file_io_concurrency": {"limit": "shared"}}, **options)
+  What others ask for meanwhile, in other threads, they get.
+  """
+
+  def __init__(self, spec: Any = None, *args: Any, **options: Any):
+    if isinstance(spec, Mapping) and spec.get("file_io_concurrency") == {"limit": 128}:
+      spec = dict(spec) | {"file_io_concurrency": {"limit": "shared"}}
+    super().__init__(*(() if spec is None else (spec,)), *args, **options)
 
 
 @contextlib.contextmanager
@@ -128,7 +133,7 @@ def _few_threads() -> Iterator[None]:
   on a busy machine they become more and more, for hours, and make nothing faster.
   """
   own = tensorstore.Context
-  tensorstore.Context = _OwnDefaults
+  tensorstore.Context = _FewThreads
   try:
     yield
   finally:
