@@ -37,23 +37,26 @@ def to_library(loaded: Loaded, library: str) -> tuple[dict[str, np.ndarray], Lay
   Raises:
     ValueError: if the library has no such network, saying what it lacks or computes otherwise.
   """
-  reasons = []
+  reasons = []  # (how many leaves have no place, what is in the way) for each layout
   for name in LIBRARIES[library]:
     layout = layouts.find_layout(name)
     extras = loaded.extras if loaded.layout == name else None
     if extras is None and layout.write_inputs:
       extras = layout.write_inputs(loaded.preprocessing)
     try:
-      if reason := layouts.differs(layout, loaded.model, loaded.name):
-        raise ValueError(reason)
       tensors = layouts.to_layout(loaded.variables, name, extras)
+      if reason := layouts.differs(layout, loaded.model, loaded.name):
+        raise ValueError(f"{name}: {reason}")
+    except layouts.NoPlace as error:
+      reasons.append((error.count, str(error)))
+      continue
     except ValueError as error:
-      reasons.append(f"{name}: {error}")
+      reasons.append((0, str(error)))
       continue
     if layouts.recognise(tensors) is layout:
       return tensors, layout
-    reasons.append(f"{name}: such files have also {', '.join(set(layout.marks) - set(tensors))}")
-  raise ValueError(f"{library} has no {loaded.name} with these options:\n  " + "\n  ".join(reasons))
+    reasons.append((0, f"{name}: such files have also {', '.join(set(layout.marks) - set(tensors))}"))
+  raise ValueError(f"{library} has no {loaded.name} with these options; what comes nearest: {min(reasons)[1]}")
 
 
 def write_library(folder: str | os.PathLike, loaded: Loaded, library: str) -> list[str]:

@@ -204,6 +204,15 @@ def unflatten(flat):
   return tree
 
 
+class NoPlace(ValueError):
+  """A layout lacks leaves that a network has; `count` says how many."""
+
+  def __init__(self, layout, leaves):
+    self.count = len(leaves)
+    super().__init__(f"the {layout} layout has no place for {len(leaves)} leaves:"
+                     f" {', '.join(leaves[:12])}{', ...' if len(leaves) > 12 else ''}")
+
+
 def to_layout(variables, layout, extras=None):
   """Writes our variables under the names of another library: the inverse of `load_pretrained`.
 
@@ -220,8 +229,8 @@ def to_layout(variables, layout, extras=None):
     PyTorch before 0.4.1. `safetensors.numpy.save_file` writes PyTorch's.
 
   Raises:
-    ValueError: an unknown layout, a leaf that it has no place for (an IC layer's, say), or an extra that it
-      has no use for.
+    NoPlace: a leaf that the layout has no place for (an IC layer's, say).
+    ValueError: an unknown layout, or an extra that it has no use for.
   """
   layout = find_layout(layout) if isinstance(layout, str) else layout
   tensors, counts, homeless = {}, {}, []
@@ -236,10 +245,7 @@ def to_layout(variables, layout, extras=None):
     if layout.counter and place.key.endswith(".running_var"):
       counts[place.key.removesuffix("running_var") + layout.counter] = np.zeros((), np.int64)
   if homeless:
-    raise ValueError(
-        f"the {layout.name} layout has no place for {len(homeless)} leaves:"
-        f" {', '.join(homeless[:12])}{', ...' if len(homeless) > 12 else ''}"
-    )
+    raise NoPlace(layout.name, homeless)
   if extras is None or extras.keys() & counts:
     tensors |= counts
   extras = extras or {}
