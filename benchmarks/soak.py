@@ -1,6 +1,6 @@
 """A long run that does little but everything: memory, open files and threads of all its processes over hours.
 
-    python benchmarks/soak.py [--hours=2] [--sample=10] [--workdir=DIR] [--json=FILE]
+    python benchmarks/soak.py [--hours=2] [--sample=10] [--rest=5] [--workdir=DIR] [--json=FILE]
     python benchmarks/soak.py --judge=FILE     # the samples of a run that was made before
 
 A small network is trained on JPEGs that two worker processes decode, with an evaluation (workers of its own) every 25
@@ -12,8 +12,13 @@ the least sample of each of 18 parts of that time (five minutes of two hours). T
 stacks of short threads and workers of an evaluation come and go in steps of many MiB, upwards only, and how often a
 sample meets them depends on what else the machine does; what is never given back is in the least sample too. Growth is a
 slope above its error by which the whole run would gain more than 2 %. Exit status 1 if anything grows or the run ends
-by itself. The threads of tensorstore's pool and their stacks are counted apart from the other threads and memory, and
-judged as well: one more starts when the writes of a save have to wait, so a busy machine alone can add some.
+by itself.
+
+The threads of tensorstore's pool and their stacks are counted apart from the other threads and memory. It starts one
+more when the writes of a save have to wait, and one ends after 20 seconds without work, which in this run it never has:
+a machine that is busy for a moment adds a thread for the rest of the run. So every five minutes all processes are
+stopped for 25 seconds (SIGSTOP), as if the machine had been suspended, and what is left of the pool when they go on is
+judged. Where that was not looked at the pool itself is.
 
 Memory that is in use is shown and not judged: some kernels take back pages that a process leaves alone for minutes, and
 what is used again then looks like growth. What is judged is what the processes have asked for, which a leak raises
@@ -24,6 +29,7 @@ processes leave in /dev/shm meanwhile counts as if it were the run's.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import resource
@@ -32,6 +38,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import timing
@@ -44,11 +51,15 @@ FIRST_QUARTER = 0.25  # caches fill
 PARTS = 18
 GROWTH = 0.02  # of the mean, over the whole run
 POOL = "ts_pool_worker"
+REST_SECONDS = 25  # longer than a thread of the pool waits for work
+AT_REST = "tensorstore's threads after a rest"
 SERIES = {
     "memory, all processes": "MiB", "memory, main process": "MiB", "asked for, all processes": "MiB",
     "asked for, main process": "MiB", "open files": "files", "threads": "threads", "tensorstore's threads": "threads",
+    AT_REST: "threads",
     "shared memory of the machine": "MiB", "workdir": "MiB", "step": "steps"}
 NOT_JUDGED = ("memory, all processes", "memory, main process")
+SELDOM = ("step", AT_REST)  # not in the lines that show the progress
 
 
 def get_config(folder: str):
@@ -70,6 +81,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--hours", type=float, default=2.0)
   parser.add_argument("--sample", type=float, default=10.0, metavar="SECONDS", help="between two samples")
+  parser.add_argument("--rest", type=float, default=5.0, metavar="MINUTES", help="between two rests")
   parser.add_argument("--workdir", help="default: a temporary one")
   parser.add_argument("--json", metavar="FILE", help="also FILE with .png in place of .json: the plot")
   parser.add_argument("--judge", metavar="FILE", help="judge and plot the samples that --json has written; nothing is run")
@@ -104,13 +116,14 @@ def main() -> int:
 
 def judge(samples: list[dict[str, float]], machine: dict, path: str | None) -> int:
   """Prints the slopes, and writes them with a plot; returns the exit status."""
-  found = {name: slope(samples, name) for name in SERIES if name != "step" and name in samples[0]}
-  show(found, samples)
+  found = {name: slope(samples, name) for name in SERIES if name != "step" and any(name in s for s in samples)}
+  unjudged = (*NOT_JUDGED, *(["tensorstore's threads"] if AT_REST in found else []))
+  show(found, samples, unjudged)
   if path:
     timing.write(path, {"machine": machine, "hours": samples[-1]["hours"], "steps": samples[-1]["step"],
                         "slopes": found, "samples": samples})
     plot(samples, os.path.splitext(path)[0] + ".png")
-  return int(any(one["grows"] for name, one in found.items() if name not in NOT_JUDGED))
+  return int(any(one["grows"] for name, one in found.items() if name not in unjudged))
 
 
 def write_images(folder: str) -> None:
@@ -129,20 +142,23 @@ def write_images(folder: str) -> None:
 def watch(process: subprocess.Popen, workdir: str, options: argparse.Namespace) -> list[dict[str, float]]:
   """Samples of a run until its time is over, or it ends."""
   samples: list[dict[str, float]] = []
-  start = time.monotonic()
+  start = rested = time.monotonic()
   while (gone := time.monotonic() - start) < 3600 * options.hours:
     time.sleep(options.sample)
     if process.poll() is not None:
       break
     now = sample(process.pid, workdir)
     if not now["step"]:
-      start = time.monotonic()  # it is still coming up
+      start = rested = time.monotonic()  # it is still coming up
       continue
     samples.append({"hours": gone / 3600} | now)
+    if time.monotonic() - rested > 60 * options.rest:
+      samples[-1][AT_REST] = rest(process.pid)
+      rested = time.monotonic()
     if len(samples) % max(1, round(60 / options.sample)) == 0:
       left = options.hours - gone / 3600
       print(f"{gone / 60:6.1f} min  step {now['step']:>7.0f}  " + "  ".join(
-          f"{name} {now[name]:.0f}" for name in SERIES if name != "step") + f"  left {60 * left:.0f} min", flush=True)
+          f"{name} {now[name]:.0f}" for name in SERIES if name not in SELDOM) + f"  left {60 * left:.0f} min", flush=True)
   return samples
 
 
@@ -156,6 +172,28 @@ def sample(pid: int, workdir: str) -> dict[str, float]:
       "open files": total[2], "threads": total[3], "tensorstore's threads": total[4],
       "shared memory of the machine": _bytes_under("/dev/shm") / 2**20,
       "workdir": _bytes_under(os.path.join(workdir, "checkpoints")) / 2**20, "step": _newest_step(workdir)}
+
+
+def rest(pid: int) -> int:
+  """Stops a process and its descendants for a while; the least that its pool has when they go on."""
+  stopped = [pid, *descendants(pid)]
+  try:
+    for one in stopped:
+      _signal(one, signal.SIGSTOP)
+    time.sleep(REST_SECONDS)
+  finally:
+    for one in reversed(stopped):
+      _signal(one, signal.SIGCONT)
+  left = []
+  for _ in range(50):  # in the second until the next save the threads see how late it is
+    time.sleep(0.02)
+    left.append(_held(pid)[4])
+  return min(left)
+
+
+def _signal(pid: int, number: int) -> None:
+  with contextlib.suppress(ProcessLookupError):  # it has ended
+    os.kill(pid, number)
 
 
 def descendants(pid: int) -> list[int]:
@@ -234,16 +272,15 @@ def slope(samples: list[dict[str, float]], name: str) -> dict[str, float | bool]
     mean, least, most: of all samples.
     grows: whether the least samples do.
   """
-  hours = np.array([s["hours"] for s in samples])
-  late = hours >= FIRST_QUARTER * hours[-1]
-  x, y = hours[late], np.array([s[name] for s in samples])[late]
+  late = [s for s in samples if s["hours"] >= FIRST_QUARTER * samples[-1]["hours"] and name in s]
+  x, y = np.array([s["hours"] for s in late]), np.array([s[name] for s in late])
   per_hour, error = _line(x, y)
   parts = [part for part in np.array_split(np.arange(len(x)), PARTS) if len(part)]
   lowest = [part[y[part].argmin()] for part in parts]
   least_per_hour, least_error = _line(x[lowest], y[lowest])
   return {"per_hour": per_hour, "error": error, "least_per_hour": least_per_hour, "least_error": least_error,
           "mean": float(y.mean()), "least": float(y.min()), "most": float(y.max()),
-          "grows": bool(least_per_hour > least_error and least_per_hour * hours[-1] > GROWTH * y.mean())}
+          "grows": bool(least_per_hour > least_error and least_per_hour * samples[-1]["hours"] > GROWTH * y.mean())}
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
@@ -254,12 +291,12 @@ def _line(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
   return per_hour, float(2 * np.sqrt((residual**2).sum() / max(1, len(x) - 2) / (x * x).sum()))
 
 
-def show(found: dict[str, dict], samples: list[dict[str, float]]) -> None:
+def show(found: dict[str, dict], samples: list[dict[str, float]], unjudged: Sequence[str]) -> None:
   rows = [["of the run", "mean", "least", "most", "an hour", "+-", "least, an hour", "+-", "grows"]]
   for name, one in found.items():
     rows.append([f"{name} ({SERIES[name]})", *(f"{one[key]:.1f}" for key in ("mean", "least", "most")),
                  f"{one['per_hour']:+.2f}", f"{one['error']:.2f}", f"{one['least_per_hour']:+.2f}",
-                 f"{one['least_error']:.2f}", "-" if name in NOT_JUDGED else "YES" if one["grows"] else "no"])
+                 f"{one['least_error']:.2f}", "-" if name in unjudged else "YES" if one["grows"] else "no"])
   print(f"\n{samples[-1]['hours']:.2f} hours, {samples[-1]['step']:.0f} steps, {len(samples)} samples\n")
   print(timing.table(rows), flush=True)
 
@@ -268,13 +305,14 @@ def plot(samples: list[dict[str, float]], path: str) -> None:
   """One panel for each series."""
   from matplotlib.figure import Figure
 
-  names = [name for name in SERIES if name != "step" and name in samples[0]]
+  names = [name for name in SERIES if name != "step" and any(name in s for s in samples)]
   figure = Figure(figsize=(14, 5), layout="constrained")
   panels = list(figure.subplots(2, 5).flat)
   for axes in panels[len(names):]:
     axes.set_axis_off()
   for axes, name in zip(panels, names, strict=False):
-    axes.plot([s["hours"] for s in samples], [s[name] for s in samples], linewidth=0.8)
+    seen = [s for s in samples if name in s]
+    axes.plot([s["hours"] for s in seen], [s[name] for s in seen], "." if name == AT_REST else "-", linewidth=0.8)
     axes.set(title=name, xlabel="hours", ylabel=SERIES[name])
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

@@ -2,7 +2,10 @@
 
 import json
 import pathlib
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -45,3 +48,45 @@ def test_the_samples_of_a_run_are_judged_again(leak, tmp_path, monkeypatch, caps
   stored = json.loads(path.read_text())
   assert stored["machine"] == "of the run" and stored["steps"] == 20_000
   assert (tmp_path / "soak.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("left,status", [(None, 1), (np.ones(720), 0), (1 + np.arange(720) // 200, 1)])
+def test_a_pool_that_grows_is_a_leak_unless_nothing_of_it_outlives_a_rest(left, status, tmp_path, monkeypatch, capsys):
+  seen = samples(**{"tensorstore's threads": 7 + np.arange(720) // 360, soak.AT_REST: np.ones(720) if left is None else left})
+  for i, one in enumerate(seen):
+    if left is None or i % 30:  # every five minutes
+      del one[soak.AT_REST]
+  path = tmp_path / "soak.json"
+  path.write_text(json.dumps({"machine": "of the run", "samples": seen}))
+  monkeypatch.setattr(sys, "argv", ["soak.py", f"--judge={path}"])
+  assert soak.main() == status
+  assert (soak.AT_REST in capsys.readouterr().out) == (left is not None)
+
+
+def test_a_rest_stops_a_process_and_its_children(monkeypatch):
+  code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'while True: print(1, flush=True)'])"
+  process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+  sleep, states = time.sleep, []
+
+  def look(seconds):
+    if seconds != soak.REST_SECONDS:
+      return
+    for one in (process.pid, *soak.descendants(process.pid)):
+      for _ in range(500):  # the signal may take a moment
+        state = pathlib.Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[0]
+        if state == "T":
+          break
+        sleep(0.01)
+      states.append(state)
+
+  monkeypatch.setattr(soak, "_held", lambda pid: (0, 0, 0, 0, 3))
+  try:
+    process.stdout.readline()  # both are up
+    monkeypatch.setattr(soak.time, "sleep", look)
+    assert soak.rest(process.pid) == 3 and states == ["T", "T"]
+    process.stdout.read(1_000_000)  # it goes on
+  finally:
+    for one in soak.descendants(process.pid):
+      soak._signal(one, signal.SIGKILL)
+    process.kill()
+    process.wait()
