@@ -313,7 +313,8 @@ def plot(samples: list[dict[str, float]], path: str) -> None:
   for axes, name in zip(panels, names, strict=False):
     seen = [s for s in samples if name in s]
     axes.plot([s["hours"] for s in seen], [s[name] for s in seen], "." if name == AT_REST else "-", linewidth=0.8)
-    axes.set(title=name, xlabel="hours", ylabel=SERIES[name])
+    axes.set_title(name, fontsize=10)
+    axes.set(xlabel="hours", ylabel=SERIES[name])
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
   figure.savefig(path, dpi=110)
