@@ -187,7 +187,7 @@ def rest(pid: int) -> int:
   left = []
   for _ in range(50):  # in the second until the next save the threads see how late it is
     time.sleep(0.02)
-    left.append(_held(pid)[4])
+    left.append(_pool(pid))
   return min(left)
 
 
@@ -226,12 +226,19 @@ def _held(pid: int) -> tuple[int, int, int, int, int]:
       memory = next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss_Anon:"))
     with open(f"/proc/{pid}/status", encoding="utf-8") as file:
       asked = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData:"))
-    threads = os.listdir(f"/proc/{pid}/task")
-    pool = sum(_name(pid, thread) == POOL for thread in threads)
+    pool = _pool(pid)
     asked -= pool * max(0, resource.getrlimit(resource.RLIMIT_STACK)[0])  # which the run has from here; -1: no limit
-    return memory, asked, len(os.listdir(f"/proc/{pid}/fd")), len(threads) - pool, pool
+    return memory, asked, len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")) - pool, pool
   except (OSError, StopIteration):
     return 0, 0, 0, 0, 0
+
+
+def _pool(pid: int) -> int:
+  """How many threads of tensorstore's pool a process has; 0 if it has ended."""
+  try:
+    return sum(_name(pid, thread) == POOL for thread in os.listdir(f"/proc/{pid}/task"))
+  except OSError:
+    return 0
 
 
 def _name(pid: int, thread: str) -> str:

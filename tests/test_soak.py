@@ -79,7 +79,7 @@ def test_a_rest_stops_a_process_and_its_children(monkeypatch):
         sleep(0.01)
       states.append(state)
 
-  monkeypatch.setattr(soak, "_held", lambda pid: (0, 0, 0, 0, 3))
+  monkeypatch.setattr(soak, "_pool", lambda pid: 3)
   try:
     process.stdout.readline()  # both are up
     monkeypatch.setattr(soak.time, "sleep", look)

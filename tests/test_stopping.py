@@ -30,7 +30,13 @@ def script(code):
 def test_an_evaluation_that_is_broken_off_is_made_when_the_run_goes_on(tmp_path):
   """The signal comes after the step has asked: the evaluation of step 8, and that of the last one."""
   config = tiny_config(duration="16 steps", eval_every="8 steps", checkpoint_every="100 steps", select="best")
-  train(config, str(tmp_path / "whole"), say=lambda _: None, devices=jax.devices()[:1])
+  silences = []
+  def listen(text):
+    if text.startswith("step "):
+      silences.append(heartbeat.silence())
+  train(config, str(tmp_path / "whole"), say=listen, devices=jax.devices()[:1])
+  assert silences and min(silences) > 0  # the loop is watched
+  assert heartbeat.silence() == 0
   cut = str(tmp_path / "cut")
   class Killed(BaseException):
     """As after kill -9: what came after the last save is made again, and in the log only once."""
